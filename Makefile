@@ -1,0 +1,60 @@
+# Two commands on a fresh machine: `make demo` and `make test`. The rest is for
+# developers. Everything is installed into .venv; nothing else is touched, but for the
+# system libraries that Qt needs (tools/qt_libraries.sh says which, or installs them).
+
+PYTHON ?= python3
+BIN := .venv/bin
+SLIDE ?=
+REGIONS ?=
+SCREEN := xvfb-run --auto-servernum --server-args="-screen 0 1280x800x24"
+# A window where there is a display, the same window under Xvfb where there is none.
+# (macOS needs neither.)
+WINDOW := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname))),,$(SCREEN))
+
+.PHONY: demo test lint format bench docs install clean
+
+demo: install libraries
+	$(WINDOW) $(BIN)/python -m napari_histomae.demo \
+		$(if $(SLIDE),--slide "$(SLIDE)") $(if $(REGIONS),--regions "$(REGIONS)") \
+		--out demo-output $(if $(WINDOW),--close)
+
+test: install libraries
+	$(WINDOW) $(BIN)/python -m pytest $(TESTS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/npe2 validate napari.yaml
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install libraries
+	$(WINDOW) $(BIN)/python training/benchmarks/overlay_alignment.py
+	$(WINDOW) $(BIN)/python training/benchmarks/event_loop.py
+
+docs: install libraries
+	$(WINDOW) $(BIN)/python docs/pictures.py
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; $(PYTHON) is older. Install one and run: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+		{ echo "Python cannot make a virtual environment. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --python $(BIN)/python --quiet --constraint constraints.txt \
+		--editable . --group test --group lint
+	touch $@
+
+.PHONY: libraries
+libraries:
+	@tools/qt_libraries.sh $(if $(WINDOW),with-xvfb)
+
+clean:
+	rm -rf .venv demo-output build dist

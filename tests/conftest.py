@@ -1,0 +1,137 @@
+"""Fixtures shared by all tests."""
+
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def private_folders(tmp_path_factory, monkeypatch):
+    """Keep what the program remembers away from the user's own folders."""
+    folder = tmp_path_factory.mktemp("histomae-home")
+    monkeypatch.setenv("HISTOMAE_HOME", str(folder))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real slides and images; skip where it is absent."""
+    default = REPOSITORY.parent / "shared" / "data"
+    folder = Path(os.environ.get("HISTOMAE_TEST_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set HISTOMAE_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def position_picture():
+    """Return a function that makes a picture whose pixels say where they are.
+
+    ``position_picture(width, height)``: red is x and green is y modulo 256, blue names
+    the block of 256; whichever pixel is read, its place can be told.
+    """
+
+    def draw(width: int, height: int) -> np.ndarray:
+        y, x = np.mgrid[:height, :width]
+        return np.stack(
+            [x % 256, y % 256, (x // 256 * 16 + y // 256) % 256], -1
+        ).astype(np.uint8)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def shrink():
+    """Return a function that shrinks a picture by the mean of whole blocks.
+
+    ``shrink(pixels, factor, rounding="floor")``: the sides that the factor does not
+    divide are cut (``floor``) or repeated at the edge (``ceil``), as writers do.
+    """
+
+    def by_mean(pixels: np.ndarray, factor: int, rounding: str = "floor") -> np.ndarray:
+        if rounding == "ceil":
+            over = [(0, -side % factor) for side in pixels.shape[:2]]
+            pixels = np.pad(pixels, (*over, (0, 0)), mode="edge")
+        high, wide = (side // factor for side in pixels.shape[:2])
+        blocks = pixels[: high * factor, : wide * factor].reshape(
+            high, factor, wide, factor, 3
+        )
+        return np.rint(blocks.mean((1, 3))).astype(np.uint8)
+
+    return by_mean
+
+
+@pytest.fixture(scope="session")
+def make_slide(tmp_path_factory, position_picture, shrink):
+    """Return a function that writes a slide which OpenSlide opens as generic TIFF.
+
+    ``make_slide(pixels=None, ...) -> Path``
+
+    pixels
+        uint8 (H, W, 3); None: a position picture of ``size``.
+    size
+        (width, height), used without ``pixels``.
+    mpp
+        µm per pixel of level 0, one number or (x, y); None: the file says nothing.
+    factors
+        Level-0 pixels per pixel of each level. Or ``levels``: the pictures themselves.
+    rounding
+        ``floor`` or ``ceil``: what becomes of sides that a factor does not divide.
+    compression
+        ``deflate`` or ``none`` keep the pixels exact; ``jpeg`` does not.
+    description
+        Text for the TIFF's ImageDescription, such as "synthetic".
+    path
+        Where to write; None: a new folder.
+    """
+    number = itertools.count()
+
+    def write(
+        pixels=None,
+        *,
+        size=(803, 601),
+        mpp=0.5,
+        factors=(1, 4),
+        levels=None,
+        rounding="floor",
+        compression="deflate",
+        tile=256,
+        description=None,
+        iccprofile=None,
+        path=None,
+    ) -> Path:
+        if path is None:
+            path = tmp_path_factory.mktemp("slide") / f"slide-{next(number)}.tiff"
+        if levels is None:
+            pixels = position_picture(*size) if pixels is None else pixels
+            levels = [
+                pixels if factor == 1 else shrink(pixels, factor, rounding)
+                for factor in factors
+            ]
+        tags = {
+            "tile": (tile, tile),
+            "photometric": "rgb",
+            "compression": None if compression == "none" else compression,
+            "metadata": None,
+            "iccprofile": iccprofile,
+        }
+        if mpp is not None:
+            mpp_x, mpp_y = (mpp, mpp) if isinstance(mpp, int | float) else mpp
+            tags["resolution"] = (1e4 / mpp_x, 1e4 / mpp_y)
+            tags["resolutionunit"] = "CENTIMETER"
+        with tifffile.TiffWriter(path) as tiff:
+            for index, level in enumerate(levels):
+                tiff.write(
+                    level,
+                    subfiletype=1 if index else 0,
+                    description=None if index else description,
+                    **tags,
+                )
+        return Path(path)
+
+    return write

@@ -1,0 +1,291 @@
+"""Settings of a pretraining: one flat frozen dataclass, to and from TOML.
+
+The command line, the dock's form and the run folder are all made from
+:class:`PretrainConfig`, so that a run from any of them is the same run. A recipe is a
+TOML file that lists only what differs from the defaults.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tomllib
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from histomae.errors import ConfigError
+
+METHODS = ("mae",)
+ENCODERS = ("vit_small", "vit_tiny", "vit_micro")
+PRECISIONS = ("auto", "f32", "bf16")
+#: Below this share of a slide's own pixel size a read would invent detail.
+FINEST_MPP_RATIO = 0.9
+#: What to ask for, by annotation.
+KINDS = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "tuple[str, ...]": "a list of paths",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Everything a pretraining needs to know; ``None`` means: decided at the start.
+
+    Whatever is decided at the start is written back, so that the ``config.toml`` of a
+    run folder has no ``None`` left but for ``slide_mpp``.
+    """
+
+    slides: tuple[str, ...] = ()
+    """Slide files, or folders of them."""
+    method: str = "mae"
+    """Self-supervised method: mae."""
+    encoder: str = "vit_small"
+    """ViT by width and blocks: vit_small 384/12, vit_tiny 192/12, vit_micro 192/4."""
+    init_from: str = "random"
+    """Weights to begin with: random, our checkpoint, timm:NAME or a weights file."""
+
+    tile_px: int = 224
+    """Side of a crop, pixels at mpp."""
+    mpp: float | None = None
+    """Micrometres per pixel; None: the coarser of 0.5 and the coarsest slide's own."""
+    slide_mpp: float | None = None
+    """Pixel size of level 0, µm, for slides whose file names none."""
+    allow_upsampling: bool = False
+    """Permit an mpp finer than the slides have."""
+    crops_per_slide: int = 200
+    """Crops drawn from each slide's tissue (METHODS: little overlap between them)."""
+    min_tissue: float = 0.5
+    """A crop with a smaller share of tissue is not taken."""
+    max_iou: float = 0.25
+    """Two crops overlap by no more than this (intersection over union)."""
+    held_out: float = 0.1
+    """Share of crops kept to judge the training; they overlap no training crop."""
+    crop_scale_min: float = 0.5
+    """Random resized crop: the least area taken (0.2 would destroy magnification)."""
+
+    patch_size: int = 16
+    """Side of a ViT patch, pixels; it divides tile_px."""
+    mask_ratio: float = 0.75
+    """Share of the patches hidden from the encoder."""
+    norm_pix: bool = True
+    """Predict pixels normalised within each patch."""
+    decoder_dim: int = 192
+    """Width of the decoder."""
+    decoder_depth: int = 4
+    """Blocks of the decoder."""
+    decoder_heads: int = 3
+    """Attention heads of the decoder."""
+
+    epochs: int = 400
+    """Passes over the crops."""
+    warmup_epochs: float = 40.0
+    """Epochs of linear warm-up, before the half cosine."""
+    batch_size: int = 256
+    """Crops per optimizer step."""
+    micro_batch: int | None = None
+    """Crops per forward pass; gradients are summed over a batch. None: by device."""
+    base_lr: float = 1.5e-4
+    """Learning rate per 256 crops of a batch."""
+    min_lr: float = 0.0
+    """Learning rate at the end."""
+    weight_decay: float = 0.05
+    """AdamW's decay, on matrices only."""
+    grad_clip: float | None = None
+    """Largest gradient norm; None: unclipped, as in the paper."""
+
+    seed: int = 0
+    """Of crops, augmentation, masks and initial weights."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: str = "auto"
+    """auto, f32 or bf16."""
+    threads: int | None = None
+    """CPU threads for computing; None: all cores."""
+    preview_every: int = 200
+    """Steps between pictures of input, masked and reconstruction."""
+    save_every: int = 200
+    """Steps between checkpoints; one is always written at the end."""
+
+    def __post_init__(self) -> None:
+        for field in fields(PretrainConfig):  # a subclass checks its own
+            value = _typed(field.name, str(field.type), getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        _one_of("method", self.method, METHODS)
+        _one_of("encoder", self.encoder, ENCODERS)
+        _one_of("precision", self.precision, PRECISIONS)
+        for name in (
+            *("tile_px", "patch_size", "crops_per_slide", "epochs", "batch_size"),
+            *("decoder_dim", "decoder_depth", "decoder_heads"),
+            *("preview_every", "save_every"),
+        ):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("micro_batch", "threads"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("min_tissue", "max_iou", "mask_ratio", "held_out"):
+            _within(name, getattr(self, name), 0.0, 1.0)
+        _within("crop_scale_min", self.crop_scale_min, 0.05, 1.0)
+        for name in ("mpp", "slide_mpp"):
+            if getattr(self, name) is not None:
+                _within(name, getattr(self, name), 0.02, 100.0)
+        for name in ("base_lr", "min_lr", "weight_decay", "warmup_epochs", "seed"):
+            _at_least(name, getattr(self, name), 0)
+        if self.grad_clip is not None:
+            _within("grad_clip", self.grad_clip, 1e-6, 1e6)
+        self._check_fit()
+
+    def _check_fit(self) -> None:
+        if self.tile_px % self.patch_size:
+            raise ConfigError(
+                "patch_size",
+                f"{self.patch_size} px does not divide the tile of {self.tile_px} px. "
+                "Choose a patch size such as 8, 16 or 32 that does.",
+            )
+        patches = (self.tile_px // self.patch_size) ** 2
+        if not 0 < round(patches * self.mask_ratio) < patches:
+            raise ConfigError(
+                "mask_ratio",
+                f"{self.mask_ratio:g} of {patches} patches leaves none hidden or none "
+                "visible. Choose a ratio such as 0.75.",
+            )
+        if self.held_out > 0.5:
+            raise ConfigError(
+                "held_out",
+                f"{self.held_out:g} keeps more crops out of training than in it. "
+                "Choose 0.5 at most.",
+            )
+        if self.decoder_dim % self.decoder_heads or self.decoder_dim % 4:
+            raise ConfigError(
+                "decoder_dim",
+                f"{self.decoder_dim} must be a multiple of 4 and of the "
+                f"{self.decoder_heads} heads. Choose 192 with 3 heads, or 256 with 8.",
+            )
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(
+                "warmup_epochs",
+                f"{self.warmup_epochs:g} is longer than the training of {self.epochs} "
+                "epochs. Choose a tenth of the epochs.",
+            )
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML; those that are None are left out."""
+        known = {k: v for k, v in asdict(self).items() if v is not None}
+        return tomli_w.dumps(known)
+
+    @classmethod
+    def from_toml(
+        cls, text: str, *, base: PretrainConfig | None = None
+    ) -> PretrainConfig:
+        """Return ``base`` (or the defaults) changed by the settings in ``text``.
+
+        Raises
+        ------
+        ConfigError
+            If the text is no TOML, names an unknown setting, or a value is wrong.
+        """
+        try:
+            changes = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(
+                "recipe", f"not TOML ({error}). Mend the file."
+            ) from error
+        return (base or cls()).changed(changes)
+
+    def changed(self, changes: dict[str, Any]) -> PretrainConfig:
+        """Return these settings with ``changes``; unknown names are refused."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise ConfigError(
+                    name, f"is no setting. The settings are: {', '.join(known)}."
+                )
+        return replace(self, **changes)
+
+    @property
+    def architecture(self) -> str:
+        """Name after timm's pattern, such as ``vit_small_patch16_224``."""
+        return f"{self.encoder}_patch{self.patch_size}_{self.tile_px}"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """Return the names of the recipes that ship with the package."""
+    folder = files("histomae") / "recipes"
+    return tuple(
+        sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".toml"))
+    )
+
+
+def load_recipe(name_or_path: str | os.PathLike[str]) -> PretrainConfig:
+    """Return the settings of a recipe that ships with the package, or of a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe, or it cannot be understood.
+    """
+    if str(name_or_path) in recipe_names():
+        shipped = files("histomae") / "recipes" / f"{name_or_path}.toml"
+        return PretrainConfig.from_toml(shipped.read_text("utf-8"))
+    path = Path(name_or_path)
+    if not path.is_file():
+        raise ConfigError(
+            "recipe",
+            f"{str(name_or_path)!r} is neither a file nor one of "
+            f"{', '.join(recipe_names())}. Choose one of these, or name a TOML file.",
+        )
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "recipe", f"{path.name} cannot be read ({error}). Choose a TOML file."
+        ) from error
+    return PretrainConfig.from_toml(text)
+
+
+def _typed(name: str, annotation: str, value: Any) -> Any:
+    """Return a value in the type of its setting; refuse what plainly differs."""
+    kind, _, optional = annotation.partition(" | ")
+    if value is None and optional:
+        return None
+    if kind.startswith("tuple") and _is_paths(value):
+        return tuple(os.fspath(path) for path in value)
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    wanted = {"str": str, "int": int, "float": float, "bool": bool}.get(kind)
+    fits = wanted is not None and isinstance(value, wanted)
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        raise ConfigError(name, f"{value!r} has the wrong type. Give {KINDS[kind]}.")
+    return value
+
+
+def _is_paths(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(path, str | Path) for path in value
+    )
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(
+            name, f"{value!r} is unknown. Choose one of {', '.join(known)}."
+        )
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not least <= value < math.inf:
+        raise ConfigError(name, f"{value!r} is out of range. Choose at least {least}.")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(
+            name,
+            f"{value!r} is out of range. Choose a number from {low:g} to {high:g}.",
+        )
