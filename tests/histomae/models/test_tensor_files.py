@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from histomae.errors import CheckpointError
+from histomae.models import tensor_files
+from histomae.models.tensor_files import Entry, open_tensor_file, write_tensor_file
+
+
+@pytest.fixture
+def tensors():
+    return {
+        "matrix": torch.rand(3, 5).T,  # not contiguous
+        "number": torch.tensor(7),
+        "nothing": torch.zeros(0, 4),
+        "coarse": torch.rand(2).bfloat16(),
+        "true": torch.tensor([True, False]),
+    }
+
+
+def test_tensors_come_back(tmp_path, tensors):
+    path = tmp_path / "deep" / "file.safetensors"
+    write_tensor_file(path, tensors, metadata={"who": "me"})
+
+    file = open_tensor_file(path)
+
+    assert file.metadata == {"who": "me"}
+    assert file.entries["matrix"] == Entry(torch.float32, (5, 3))
+    assert file.entries["matrix"].num_bytes == 60
+    found = file.read()
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor), name
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_that_changes_in_between_is_refused(tmp_path, tensors):
+    path = tmp_path / "file.safetensors"
+    write_tensor_file(path, tensors, metadata={})
+    file = open_tensor_file(path)
+    write_tensor_file(path, {"other": torch.zeros(2)}, metadata={})
+
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        file.read()
+    path.unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        file.read()
+
+
+def test_numbers_that_are_cut_off_in_between_are_refused(tmp_path, tensors):
+    path = tmp_path / "file.safetensors"
+    write_tensor_file(path, tensors, metadata={})
+    file = open_tensor_file(path)
+    path.write_bytes(path.read_bytes()[:-1])
+
+    with pytest.raises(CheckpointError, match="is damaged"):
+        file.read()
+
+
+def test_what_we_allow_is_what_safetensors_names():
+    for dtype in tensor_files.DTYPES.values():
+        assert dtype.itemsize > 0
+    assert len(set(tensor_files.DTYPES.values())) == len(tensor_files.DTYPES)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "1", "", "{", '{"a": NaN}', '{"a": -Infinity}', '{"a": 1, "a": 2}']
+)
+def test_json_is_read_strictly(text):
+    with pytest.raises(ValueError, match="header"):
+        tensor_files.parse_object(text)
+
+
+READERS = {
+    "flag": tensor_files.flag,
+    "several": tensor_files.several(tensor_files.whole),
+    "mapping": tensor_files.mapping(tensor_files.number),
+    "text": tensor_files.text,
+}
+GOOD = {"flag": True, "several": [1, 2], "mapping": {"a": 1}, "text": ""}
+
+
+def test_fields_are_read():
+    assert tensor_files.read_fields(GOOD, READERS) == {
+        "flag": True,
+        "several": (1, 2),
+        "mapping": {"a": 1.0},
+        "text": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("flag", 1),
+        ("flag", None),
+        ("several", "12"),
+        ("several", [1, True]),
+        ("several", [1.0]),
+        ("mapping", []),
+        ("mapping", {"a": False}),
+        ("mapping", {"a": "1"}),
+        ("mapping", {"a": 1e300}),
+        ("mapping", {"a": 10**400}),
+        ("text", b"x"),
+        ("text", None),
+    ],
+)
+def test_fields_of_another_type_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"^{name}: "):
+        tensor_files.read_fields({**GOOD, name: value}, READERS)
+
+
+def test_unknown_and_missing_fields_are_named():
+    with pytest.raises(ValueError, match="unknown field 'more'"):
+        tensor_files.read_fields({**GOOD, "more": 1}, READERS)
+    with pytest.raises(ValueError, match="no field 'text'"):
+        tensor_files.read_fields(
+            {k: v for k, v in GOOD.items() if k != "text"}, READERS
+        )
+
+
+def test_headers_are_bounded(tmp_path):
+    text = json.dumps(
+        {"__metadata__": {"a": "x" * tensor_files.MAX_HEADER_BYTES}}
+    ).encode()
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+
+    with pytest.raises(CheckpointError, match="is no safetensors file, or cut short"):
+        open_tensor_file(path)

@@ -1,0 +1,1 @@
+"""The workshop: encoders, objectives, probes and checkpoints. Tensors only."""

@@ -1,0 +1,439 @@
+"""Checkpoints: weights with everything needed to use them.
+
+A safetensors file. The encoder's parameters stand under timm's names, the decoder's
+under ``decoder.``, the optimizer's state under ``optimizer.``; the metadata hold a JSON
+header. A file with the encoder alone is one that timm loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import timm
+import torch
+
+from histomae import __version__
+from histomae.errors import CheckpointError
+from histomae.models import tensor_files as files
+from histomae.models.mae import DecoderSpec, MaskedAutoencoder
+from histomae.models.vit import EncoderSpec, build_encoder
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping
+
+    from timm.models.vision_transformer import VisionTransformer
+    from torch import Tensor
+
+    from histomae.models.tensor_files import Entry, TensorFile
+
+#: Key of the JSON header in the safetensors metadata.
+HEADER_KEY = "histomae"
+#: Key of a probe's; here so that one can be told from the other.
+PROBE_KEY = "histomae-probe"
+FORMAT = 1
+DECODER, OPTIMIZER = "decoder.", "optimizer."
+#: AdamW keeps two numbers per weight; twice that leaves room for another optimizer.
+MOST_STATE_PER_WEIGHT = 4
+#: Room for steps and random states, which do not grow with the weights.
+SMALL_STATE_BYTES = 2**20
+
+
+def current_versions() -> dict[str, str]:
+    """Return the versions of what shapes a checkpoint."""
+    return {
+        "histomae": __version__,
+        "torch": str(torch.__version__),
+        "timm": timm.__version__,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointHeader:
+    """What a checkpoint says of itself."""
+
+    architecture: str
+    """Name after timm's pattern, such as ``vit_small_patch16_224``."""
+    encoder: EncoderSpec
+    decoder: DecoderSpec | None
+    """None: the file holds the encoder alone."""
+    method: str
+    mask_ratio: float
+    norm_pix: bool
+    mean: tuple[float, ...]
+    """Of each channel, on pixels from 0 to 1."""
+    std: tuple[float, ...]
+    tile_px: int
+    mpp: float
+    """Micrometres per pixel of the tiles it was trained on."""
+    mpp_given: bool
+    """A person supplied the mpp of one slide at least."""
+    step: int
+    """Optimizer updates made."""
+    config_hash: str
+    """Of the run's settings."""
+    versions: dict[str, str] = field(default_factory=current_versions)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        channels = self.encoder.in_chans
+        if self.tile_px != self.encoder.tile_px:
+            raise _bad_header("tile_px", self.tile_px, f"{self.encoder.tile_px}")
+        if not 0 <= self.mask_ratio <= 1:
+            raise _bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
+        if not 0 < self.mpp <= 1000:
+            raise _bad_header("mpp", self.mpp, "µm per pixel, above 0")
+        if self.step < 0:
+            raise _bad_header("step", self.step, "0 or more")
+        if len(self.mean) != channels:
+            raise _bad_header("mean", self.mean, f"{channels} numbers")
+        if len(self.std) != channels or min(self.std) <= 0:
+            raise _bad_header("std", self.std, f"{channels} numbers above 0")
+
+    def to_json(self) -> str:
+        """Return the header as one JSON object."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> CheckpointHeader:
+        """Read a header; nothing may be missing, unknown or of another type.
+
+        Raises
+        ------
+        CheckpointError
+            If it is not as :meth:`to_json` writes it.
+        """
+        try:
+            values = files.parse_object(text)
+            check_format(values.pop("format", None))
+            return cls(**files.read_fields(values, HEADER_READERS))
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(
+                f"The header is not understood ({error}). Load a checkpoint written by "
+                "napari-histomae, or its weights as start for a training."
+            ) from error
+
+
+def check_format(value: Any) -> None:
+    """Refuse a header of another format than this version writes."""
+    if value != FORMAT:
+        raise CheckpointError(
+            f"The header has format {value!r}, this version reads {FORMAT}. Use the "
+            "version of napari-histomae that wrote the file, or a newer one."
+        )
+
+
+def _bad_header(name: str, value: Any, wanted: str) -> CheckpointError:
+    return CheckpointError(
+        f"The header's {name} is {value!r:.80} and must be {wanted}. Correct it, or "
+        "use another checkpoint."
+    )
+
+
+def _encoder_spec(value: Any) -> EncoderSpec:
+    values = files.mapping(files.whole)(value)
+    readers = dict.fromkeys(EncoderSpec.__dataclass_fields__, files.whole)
+    return EncoderSpec(**files.read_fields(values, readers))
+
+
+def _decoder_spec(value: Any) -> DecoderSpec | None:
+    if value is None:
+        return None
+    values = files.mapping(files.whole)(value)
+    readers = dict.fromkeys(DecoderSpec.__dataclass_fields__, files.whole)
+    return DecoderSpec(**files.read_fields(values, readers))
+
+
+HEADER_READERS = {
+    "architecture": files.text,
+    "encoder": _encoder_spec,
+    "decoder": _decoder_spec,
+    "method": files.text,
+    "mask_ratio": files.number,
+    "norm_pix": files.flag,
+    "mean": files.several(files.number),
+    "std": files.several(files.number),
+    "tile_px": files.whole,
+    "mpp": files.number,
+    "mpp_given": files.flag,
+    "step": files.whole,
+    "config_hash": files.text,
+    "versions": files.mapping(files.text),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A header and the tensors it describes."""
+
+    header: CheckpointHeader
+    tensors: dict[str, Tensor]
+
+    @cached_property
+    def encoder_id(self) -> str:
+        """Short hash of the encoder's weights."""
+        return encoder_id(self.tensors)
+
+    def encoder_only(self) -> Checkpoint:
+        """Return the same without decoder and optimizer."""
+        return Checkpoint(
+            replace(self.header, decoder=None), encoder_tensors(self.tensors)
+        )
+
+
+def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the encoder's tensors of a checkpoint."""
+    return {k: v for k, v in tensors.items() if not k.startswith((DECODER, OPTIMIZER))}
+
+
+def encoder_id(tensors: Mapping[str, Tensor]) -> str:
+    """Return a short hash of the encoder's weights: of names, types, shapes and bytes.
+
+    Two files with one encoder have one id, whatever else they hold.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder_tensors(tensors).items()):
+        plain = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+# Models and tensors ----------------------------------------------------------
+
+
+def checkpoint_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Return a model's tensors under the names of a checkpoint; nothing is copied."""
+    decoder = {DECODER + k: v for k, v in model.decoder.state_dict().items()}
+    return {**model.encoder.state_dict(), **decoder}
+
+
+def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's tensors into a model; the optimizer's are left alone.
+
+    Raises
+    ------
+    CheckpointError
+        If they do not fit; nothing is copied then.
+    """
+    weights = {k: v for k, v in tensors.items() if not k.startswith(OPTIMIZER)}
+    difference = misfit(
+        files.entries_of(weights), files.entries_of(checkpoint_tensors(model))
+    )
+    if difference:
+        raise CheckpointError(
+            f"The weights do not fit the model: {difference}. Resume with the settings "
+            "of the run that wrote them."
+        )
+    model.encoder.load_state_dict(encoder_tensors(weights))
+    model.decoder.load_state_dict(
+        {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
+    )
+
+
+def encoder_from(checkpoint: Checkpoint) -> VisionTransformer:
+    """Build the encoder of a checkpoint, in eval mode, on the CPU."""
+    with torch.device("meta"):
+        encoder = build_encoder(checkpoint.header.encoder)
+    encoder.to_empty(device="cpu")
+    encoder.load_state_dict(encoder_tensors(checkpoint.tensors))
+    return encoder.eval()
+
+
+def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """Build the whole model of a checkpoint, in eval mode, on the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint holds the encoder alone.
+    """
+    if checkpoint.header.decoder is None:
+        raise CheckpointError(
+            "The checkpoint holds the encoder alone, and reconstructions need the "
+            "decoder. Choose checkpoints/last.safetensors of the run."
+        )
+    with torch.device("meta"):
+        model = _bare_model(checkpoint.header, checkpoint.header.decoder)
+    model.to_empty(device="cpu")
+    load_tensors(model, checkpoint.tensors)
+    return model.eval()
+
+
+def _bare_model(header: CheckpointHeader, decoder: DecoderSpec) -> MaskedAutoencoder:
+    return MaskedAutoencoder(
+        header.encoder,
+        decoder_dim=decoder.dim,
+        decoder_depth=decoder.depth,
+        decoder_heads=decoder.heads,
+        norm_pix=header.norm_pix,
+    )
+
+
+def expected_entries(header: CheckpointHeader) -> dict[str, Entry]:
+    """Return dtype and shape of each weight that a header promises."""
+    with torch.device("meta"):
+        if header.decoder is None:
+            return files.entries_of(build_encoder(header.encoder).state_dict())
+        return files.entries_of(checkpoint_tensors(_bare_model(header, header.decoder)))
+
+
+def misfit(found: Mapping[str, Entry], expected: Mapping[str, Entry]) -> str:
+    """Say how two sets of tensors differ; empty where they agree."""
+    both = sorted(found.keys() & expected.keys())
+    shapes = [
+        f"{name} is {_shape(found[name])} and not {_shape(expected[name])}"
+        for name in both
+        if found[name].shape != expected[name].shape
+    ]
+    dtypes = [
+        f"{name} is {found[name].dtype} and not {expected[name].dtype}"
+        for name in both
+        if found[name].dtype != expected[name].dtype
+    ]
+    differences = [
+        _listed("missing", sorted(expected.keys() - found.keys())),
+        _listed("unexpected", sorted(found.keys() - expected.keys())),
+        _listed("of another shape", shapes),
+        _listed("of another type", dtypes),
+    ]
+    return "; ".join(filter(None, differences))
+
+
+def _listed(what: str, names: list[str]) -> str:
+    """Return the first few of many names after ``what``; empty for none."""
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{what}: {', '.join(name[:100] for name in names[:3])}{more}"
+
+
+def _shape(entry: Entry) -> str:
+    return " x ".join(map(str, entry.shape)) or "a single number"
+
+
+# Files -----------------------------------------------------------------------
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    header: CheckpointHeader,
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Write a checkpoint beside ``path`` and rename it.
+
+    Parameters
+    ----------
+    path
+        Ends in ``.safetensors`` by custom.
+    header
+        What the tensors are.
+    tensors
+        Float32 weights under the names of :func:`checkpoint_tensors`; any others begin
+        with ``optimizer.``.
+
+    Raises
+    ------
+    CheckpointError
+        If the tensors are not those that the header promises.
+    """
+    _check_entries(Path(path), header, files.entries_of(tensors))
+    files.write_tensor_file(path, tensors, metadata={HEADER_KEY: header.to_json()})
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Read a checkpoint that may come from anyone.
+
+    Its header, names, types and shapes are checked before the tensors are read.
+
+    Raises
+    ------
+    CheckpointError
+        If anything is odd; the message names the file, what is wrong and the cure.
+    """
+    file, header = _open_checkpoint(path)
+    tensors = file.read()
+    _check_finite(file.path, tensors)
+    return Checkpoint(header, tensors)
+
+
+def read_header(path: str | os.PathLike[str]) -> CheckpointHeader:
+    """Read what a checkpoint says of itself, and check that the file fits it.
+
+    Quick: no tensor is read.
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`load_checkpoint`.
+    """
+    return _open_checkpoint(path)[1]
+
+
+def _open_checkpoint(
+    path: str | os.PathLike[str],
+) -> tuple[TensorFile, CheckpointHeader]:
+    file = files.open_tensor_file(path)
+    if HEADER_KEY not in file.metadata:
+        raise _no_checkpoint(file)
+    try:
+        header = CheckpointHeader.from_json(file.metadata[HEADER_KEY])
+    except CheckpointError as error:
+        raise CheckpointError(f"{file.path.name}: {error}") from error
+    _check_entries(file.path, header, file.entries)
+    return file, header
+
+
+def _no_checkpoint(file: TensorFile) -> CheckpointError:
+    if PROBE_KEY in file.metadata:
+        return files.refused(
+            file.path,
+            "is a probe, not an encoder",
+            "Choose checkpoints/encoder.safetensors of a run, and load this as probe.",
+        )
+    return files.refused(
+        file.path,
+        "has no header of napari-histomae",
+        "Choose a checkpoint of a run; other weights can only start a training.",
+    )
+
+
+def _check_entries(
+    path: Path, header: CheckpointHeader, entries: Mapping[str, Entry]
+) -> None:
+    """Refuse a set of tensors that is not the one a header promises."""
+    expected = expected_entries(header)
+    weights = {k: v for k, v in entries.items() if not k.startswith(OPTIMIZER)}
+    difference = misfit(weights, expected)
+    if difference:
+        raise files.refused(
+            path,
+            f"does not hold the weights of its architecture: {difference}",
+            "Choose another checkpoint, or make this one again.",
+        )
+    state = sum(e.num_bytes for k, e in entries.items() if k.startswith(OPTIMIZER))
+    size = sum(entry.num_bytes for entry in expected.values())
+    if state > MOST_STATE_PER_WEIGHT * size + SMALL_STATE_BYTES:
+        raise files.refused(
+            path,
+            f"holds {state} bytes of optimizer state beside {size} of weights",
+            "Load another checkpoint; no optimizer of ours writes so much.",
+        )
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not name.startswith(OPTIMIZER) and not bool(torch.isfinite(tensor).all()):
+            raise files.refused(
+                path,
+                f"holds numbers in {name} that are not finite",
+                "Its training went astray: load an earlier checkpoint.",
+            )
