@@ -1,0 +1,1 @@
+"""The card index: classes, splits and metrics. Tables, no torch."""

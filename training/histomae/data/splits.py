@@ -1,0 +1,92 @@
+"""Folds in which no group stands on both sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from histomae.errors import ConfigError
+
+Array = np.ndarray[Any, Any]
+
+#: Shuffles tried for folds that leave every class something to learn from.
+ATTEMPTS = 20
+
+
+@dataclass(frozen=True)
+class GroupedFolds:
+    """Folds for scoring, and the classes that cannot be scored.
+
+    ``folds`` holds (train, test) pairs of row indices, none where fewer than two
+    classes can be scored. ``unscored`` are the classes with one group only: their rows
+    are trained on and never tested.
+    """
+
+    folds: tuple[tuple[Array, Array], ...]
+    unscored: tuple[int, ...]
+
+
+def grouped_folds(
+    labels: Array, groups: Array, *, k: int = 5, seed: int = 0
+) -> GroupedFolds:
+    """Split rows into at most ``k`` folds, stratified, with whole groups on one side.
+
+    Groups are regions, slides or patients. There are as many folds as the class with
+    the fewest groups has groups, if that is less than ``k``.
+
+    Parameters
+    ----------
+    labels, groups
+        int (M,).
+
+    Raises
+    ------
+    ConfigError
+        If ``k`` is below 2.
+    """
+    if k < 2:
+        raise ConfigError("folds", f"{k} is too small. Choose 2 or more.")
+    labels, groups = np.asarray(labels), np.asarray(groups)
+    counts = {int(c): len(np.unique(groups[labels == c])) for c in np.unique(labels)}
+    unscored = tuple(c for c, count in counts.items() if count < 2)
+    scored = [c for c, count in counts.items() if count >= 2]
+    if len(scored) < 2:
+        return GroupedFolds((), unscored)
+    k = min(k, *(counts[c] for c in scored))
+    tried = (_split(labels, groups, scored, k, seed + i) for i in range(ATTEMPTS))
+    return GroupedFolds(_first_complete(tried, labels, scored), unscored)
+
+
+def _first_complete(
+    tried: Any, labels: Array, scored: list[int]
+) -> tuple[tuple[Array, Array], ...]:
+    """Return the first folds that train on every class, else those that lack least."""
+    best: tuple[tuple[Array, Array], ...] = ()
+    least = np.inf
+    for folds in tried:
+        lacking = sum(
+            len(set(scored) - set(np.unique(labels[train]).tolist()))
+            for train, _ in folds
+        )
+        if lacking < least:
+            best, least = folds, lacking
+        if not lacking:
+            break
+    return best
+
+
+def _split(
+    labels: Array, groups: Array, scored: list[int], k: int, seed: int
+) -> tuple[tuple[Array, Array], ...]:
+    tested = np.isin(labels, scored)
+    rows = np.flatnonzero(tested)
+    splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)
+    folds = []
+    for _, chosen in splitter.split(rows, labels[rows], groups[rows]):
+        held_out = np.isin(groups, groups[rows[chosen]])
+        if held_out.any():
+            folds.append((np.flatnonzero(~held_out), np.flatnonzero(held_out & tested)))
+    return tuple(folds)

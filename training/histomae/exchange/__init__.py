@@ -1,0 +1,1 @@
+"""The post office: files that other tools open."""
