@@ -1,0 +1,1 @@
+"""The archive: slides, grids, tissue, crops and annotations. No torch."""

@@ -1,0 +1,287 @@
+"""Random crops from the tissue of whole slides, and the manifest that lists them.
+
+HMAE (arXiv 2410.12006) pretrains on random regions of every slide, many and with
+little redundancy. The paper gives no algorithm; this one draws corners around tissue
+pixels and rejects what lies outside, holds too little tissue, or overlaps a crop that
+was accepted. Each slide has its own random stream, so that adding a slide changes no
+crop of another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from histomae.errors import NotEnoughDataError, RunError
+from histomae.events import Event, Note, Progress
+from histomae.files import write_beside
+from histomae.slides.slide import check_mpp
+from histomae.slides.tissue import TissueMask, tissue_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
+
+    from histomae.slides.slide import Slide
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+#: Draws per crop wanted before giving up.
+TRIES_PER_CROP = 50
+#: Crops that are held out of training together, as neighbours.
+CLUSTER_CROPS = 16
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """Which crops are wanted; see :class:`histomae.config.PretrainConfig`."""
+
+    crop_px: int
+    mpp: float
+    per_slide: int
+    min_tissue: float = 0.5
+    max_iou: float = 0.25
+    held_out: float = 0.1
+    seed: int = 0
+    allow_upsampling: bool = False
+
+
+@dataclass(frozen=True)
+class SlideEntry:
+    """One slide of a manifest: where it was, what it is, and its µm per pixel."""
+
+    path: str
+    slide_id: str
+    mpp_x: float
+    mpp_y: float
+    mpp_source: str
+
+
+@dataclass(frozen=True)
+class CropManifest:
+    """Which crop comes from which slide; enough to cut every one of them again.
+
+    ``slide_index`` int (n,) points into ``slides``; ``xy_l0`` float (n, 2) are top-left
+    corners (x, y) in level-0 pixels; ``held_out`` bool (n,) marks the crops that are
+    kept out of training. No held-out crop overlaps a training crop.
+    """
+
+    slides: tuple[SlideEntry, ...]
+    slide_index: np.ndarray[Any, np.dtype[np.int64]]
+    xy_l0: Floats
+    held_out: np.ndarray[Any, np.dtype[np.bool_]]
+    crop_px: int
+    mpp: float
+
+    def __len__(self) -> int:
+        return len(self.slide_index)
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as Parquet."""
+        header = {
+            "slides": [asdict(slide) for slide in self.slides],
+            "crop_px": self.crop_px,
+            "mpp": self.mpp,
+        }
+        table = pa.table(
+            {
+                "slide_index": self.slide_index,
+                "x_l0": self.xy_l0[:, 0],
+                "y_l0": self.xy_l0[:, 1],
+                "held_out": self.held_out,
+            },
+            metadata={"histomae": json.dumps(header)},
+        )
+        with write_beside(path) as beside:
+            pq.write_table(table, beside)
+
+    @classmethod
+    def load(cls, path: Path) -> CropManifest:
+        """Read a manifest.
+
+        Raises
+        ------
+        RunError
+            If the file is missing, damaged or not a manifest.
+        """
+        try:
+            table = pq.read_table(path, memory_map=False)
+            header = json.loads(table.schema.metadata[b"histomae"])
+            xy = np.stack([table["x_l0"].to_numpy(), table["y_l0"].to_numpy()], 1)
+            return cls(
+                slides=tuple(SlideEntry(**slide) for slide in header["slides"]),
+                slide_index=table["slide_index"].to_numpy(),
+                xy_l0=xy,
+                held_out=np.asarray(table["held_out"].to_pylist(), bool),
+                crop_px=int(header["crop_px"]),
+                mpp=float(header["mpp"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path.name} is no list of crops ({error}). Start a new run; the "
+                "crops are drawn again from the same seed."
+            ) from error
+
+
+def build_manifest(
+    slides: Sequence[Slide], spec: CropSpec
+) -> Generator[Event, None, CropManifest]:
+    """Draw the crops of every slide.
+
+    Raises
+    ------
+    UpsamplingError
+        If ``spec.mpp`` is finer than a slide has.
+    NotEnoughDataError
+        If no slide yields a crop.
+    """
+    index: list[int] = []
+    corners: list[Floats] = []
+    held_out: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
+    begin = time.monotonic()
+    for number, slide in enumerate(slides):
+        check_mpp(slide, spec.mpp, allow_upsampling=spec.allow_upsampling)
+        yield Progress("finding tissue", number, len(slides))
+        xy_l0 = sample_crops(slide, tissue_mask(slide), spec)
+        if len(xy_l0) < spec.per_slide:
+            yield Note(
+                f"{slide.path.name}: {len(xy_l0)} crops instead of {spec.per_slide}; "
+                "its tissue has no room for more."
+            )
+        held = hold_out(xy_l0, _crop_size_l0(slide, spec), spec, slide.slide_id)
+        keep = held.train | held.out
+        index += [number] * int(keep.sum())
+        corners.append(xy_l0[keep])
+        held_out.append(held.out[keep])
+    per_s = len(slides) / max(time.monotonic() - begin, 1e-9)
+    yield Progress("finding tissue", len(slides), len(slides), per_s)
+    manifest = CropManifest(
+        slides=tuple(_entry(slide) for slide in slides),
+        slide_index=np.asarray(index, np.int64),
+        xy_l0=np.concatenate(corners) if corners else np.empty((0, 2)),
+        held_out=np.concatenate(held_out) if held_out else np.empty(0, bool),
+        crop_px=spec.crop_px,
+        mpp=spec.mpp,
+    )
+    if not (~manifest.held_out).any():
+        raise NotEnoughDataError(
+            "No crop of tissue was found. Choose slides with tissue, a smaller tile, "
+            "or a smaller least share of tissue."
+        )
+    return manifest
+
+
+def sample_crops(slide: Slide, tissue: TissueMask, spec: CropSpec) -> Floats:
+    """Draw crops from one slide's tissue.
+
+    A tissue pixel is drawn uniformly, so that large pieces get more crops, and the crop
+    is centred on it with a jitter of half its side. A crop is refused if it leaves the
+    scanned area, holds less tissue than ``spec.min_tissue``, or overlaps an accepted
+    one by more than ``spec.max_iou``.
+
+    Returns
+    -------
+    float64 (n, 2): top-left corners (x, y), whole level-0 pixels; n is at most
+    ``spec.per_slide`` and less where ``TRIES_PER_CROP`` draws each did not suffice.
+    """
+    size = np.asarray(_crop_size_l0(slide, spec))
+    pixels_yx = np.argwhere(tissue.mask)
+    accepted = np.empty((0, 2))
+    if not len(pixels_yx):
+        return accepted
+    random = np.random.default_rng(_stream(spec.seed, slide.slide_id))
+    low = np.asarray(slide.bounds_l0[:2], float)
+    high = low + slide.bounds_l0[2:] - size
+    left = TRIES_PER_CROP * spec.per_slide
+    while left > 0 and len(accepted) < spec.per_slide:
+        draws = min(left, 4 * spec.per_slide)
+        left -= draws
+        picked = pixels_yx[random.integers(len(pixels_yx), size=draws)][:, ::-1]
+        centre = (picked + random.random((draws, 2))) * tissue.pixel_size_l0
+        # Whole level-0 pixels: a crop at the slide's own mpp is then not resampled.
+        corner = np.floor(centre + (random.random((draws, 2)) - 0.5) * size - size / 2)
+        inside = ((corner >= low) & (corner <= high)).all(1)
+        corner = corner[inside]
+        share = tissue.fraction(np.hstack([corner, corner + size]))
+        for candidate in corner[share >= spec.min_tissue]:
+            if len(accepted) == spec.per_slide:
+                break
+            if not (iou(candidate, accepted, size) > spec.max_iou).any():
+                accepted = np.vstack([accepted, candidate])
+    return accepted
+
+
+def iou(corner: Floats, others: Floats, size: Floats) -> Floats:
+    """Return the intersection over union (M,) of equal boxes at ``corner`` and others.
+
+    Parameters
+    ----------
+    corner
+        (2,) top-left corner.
+    others
+        (M, 2) top-left corners.
+    size
+        (2,) width and height of every box, in the same unit.
+    """
+    overlap = (size - np.abs(others - corner)).clip(0).prod(1)
+    shares: Floats = overlap / (2 * size.prod() - overlap)
+    return shares
+
+
+@dataclass(frozen=True)
+class HeldOutSplit:
+    """Which crops train and which are held out; the rest touch both and do neither."""
+
+    train: np.ndarray[Any, np.dtype[np.bool_]]
+    out: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def hold_out(
+    xy_l0: Floats, size_l0: tuple[float, float], spec: CropSpec, slide_id: str
+) -> HeldOutSplit:
+    """Hold clusters of neighbours out of training; drop the crops that overlap them.
+
+    Neighbouring crops show the same tissue, so single crops would be judged on what was
+    seen; and of a cluster only the rim costs training crops. ``spec.held_out`` of the
+    crops are held out, or none where that would leave nothing to train on.
+    """
+    count, wanted = len(xy_l0), round(len(xy_l0) * spec.held_out)
+    size = np.asarray(size_l0)
+    random = np.random.default_rng(_stream(spec.seed + 1, slide_id))
+    out = np.zeros(count, bool)
+    for centre in random.permutation(count):
+        missing = min(wanted - int(out.sum()), CLUSTER_CROPS)
+        if missing <= 0:
+            break
+        distance = np.abs((xy_l0 - xy_l0[centre]) / size).max(1)
+        distance[out] = np.inf
+        out[np.argsort(distance, kind="stable")[:missing]] = True
+    touching = np.zeros(count, bool)
+    for corner in xy_l0[out]:
+        touching |= iou(corner, xy_l0, size) > 0
+    if touching.all():
+        return HeldOutSplit(train=np.ones(count, bool), out=np.zeros(count, bool))
+    return HeldOutSplit(train=~touching, out=out)
+
+
+def _crop_size_l0(slide: Slide, spec: CropSpec) -> tuple[float, float]:
+    side_um = spec.crop_px * spec.mpp
+    return side_um / slide.mpp[0], side_um / slide.mpp[1]
+
+
+def _stream(seed: int, slide_id: str) -> int:
+    """Return a seed of 64 bits that depends on this slide and on no other."""
+    digest = hashlib.sha256(f"{seed}/{slide_id}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def _entry(slide: Slide) -> SlideEntry:
+    return SlideEntry(
+        str(slide.path.resolve()), slide.slide_id, *slide.mpp, slide.mpp_source
+    )
