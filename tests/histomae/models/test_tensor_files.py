@@ -132,3 +132,29 @@ def test_headers_are_bounded(tmp_path):
 
     with pytest.raises(CheckpointError, match="is no safetensors file, or cut short"):
         open_tensor_file(path)
+
+
+@pytest.mark.parametrize("first_bytes", [b"\x80", b"PK"], ids=["pickle", "archive"])
+def test_a_sound_header_may_begin_like_something_else(tmp_path, first_bytes):
+    # The first bytes are the header's length: one of these lengths is as good as any.
+    path = tmp_path / "file.safetensors"
+    for padding in range(0, 70_000, 8):
+        length = _header_length(padding)
+        if length.to_bytes(8, "little").startswith(first_bytes):
+            break
+    else:
+        pytest.fail("no padding gives such a length")
+    write_tensor_file(path, {"one": torch.ones(1)}, metadata={"pad": "x" * padding})
+    assert path.read_bytes().startswith(first_bytes)
+
+    assert open_tensor_file(path).read()["one"] == 1
+
+
+def _header_length(padding: int) -> int:
+    """Return what safetensors makes of a header with so much metadata."""
+    header = {
+        "__metadata__": {"pad": "x" * padding},
+        "one": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    length = len(json.dumps(header, separators=(",", ":")))
+    return -(-length // 8) * 8

@@ -172,6 +172,10 @@ def is_tensor_file(path: Path) -> bool:
 
 def _check_start(path: Path, start: bytes, size: int) -> None:
     """Refuse what is plainly something else, or cut short in the header."""
+    length = int.from_bytes(start, "little")
+    if len(start) == 8 and length <= min(MAX_HEADER_BYTES, size - 8):
+        return
+    # Only now: the length of a sound header may begin with the same bytes.
     if start[:2] == b"PK" or start[:1] == b"\x80":
         raise refused(
             path,
@@ -180,9 +184,7 @@ def _check_start(path: Path, start: bytes, size: int) -> None:
             "Choose a .safetensors file; to start a training from the weights in this "
             "one, name it under init_from.",
         )
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
-        raise refused(path, "is no safetensors file, or cut short", GET_AGAIN)
+    raise refused(path, "is no safetensors file, or cut short", GET_AGAIN)
 
 
 def _check_layout(offsets: list[list[int]], data_bytes: int) -> None:
