@@ -1,0 +1,126 @@
+"""Reading crops: the right pixels, in order, each decoded once while memory allows."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from histomae.errors import SlideError
+from histomae.learn.crops import CropReader
+from histomae.slides.crops import CropManifest, SlideEntry
+
+
+class FakeSlide:
+    """Gives pictures that say where they were read; counts and may dawdle."""
+
+    def __init__(self, name, wait_s=0.0):
+        self.name, self.wait_s = name, wait_s
+        self.reads = []
+        self.lock = threading.Lock()
+
+    def read_region(self, xy_l0, size_px, mpp):
+        time.sleep(self.wait_s)
+        with self.lock:
+            self.reads.append(xy_l0)
+        picture = np.zeros((size_px[1], size_px[0], 3), np.uint8)
+        picture[..., 0], picture[..., 1], picture[..., 2] = *xy_l0, self.name
+        return picture
+
+
+@pytest.fixture
+def manifest():
+    entries = [SlideEntry(f"{name}.svs", name, 0.5, 0.5, "file") for name in "ab"]
+    return CropManifest(
+        slides=tuple(entries),
+        slide_index=np.arange(10) % 2,
+        xy_l0=np.stack([np.arange(10.0), np.arange(10.0) + 100], 1),
+        held_out=np.zeros(10, bool),
+        crop_px=4,
+        mpp=0.5,
+    )
+
+
+def told(pictures):
+    """Return (x, y, slide) that each picture says."""
+    return [tuple(picture[0, 0].tolist()) for picture in pictures]
+
+
+def test_each_crop_is_the_manifests(manifest):
+    slides = [FakeSlide(1), FakeSlide(2)]
+    with CropReader(slides, manifest) as reader:
+        assert len(reader) == 10
+        got = reader.read_batch(np.array([3, 0, 8]))
+    assert got.shape == (3, 4, 4, 3)
+    assert got.dtype == np.uint8
+    assert told(got) == [(3, 103, 2), (0, 100, 1), (8, 108, 1)]
+
+
+@pytest.mark.parametrize("readers", [1, 2, 4])
+def test_batches_come_in_order_whatever_the_number_of_readers(manifest, readers):
+    random = np.random.default_rng(0)
+    batches = [random.permutation(10)[: random.integers(1, 6)] for _ in range(30)]
+    slides = [FakeSlide(1, 0.001), FakeSlide(2)]
+    with CropReader(slides, manifest, readers=readers) as reader:
+        got = [batch for batch in reader.stream(iter(batches)) if batch is not None]
+    assert len(got) == 30
+    for indices, pictures in zip(batches, got, strict=True):
+        assert [x for x, _, _ in told(pictures)] == indices.tolist()
+
+
+def test_each_crop_is_decoded_once_while_they_fit(manifest):
+    slides = [FakeSlide(1), FakeSlide(2)]
+    with CropReader(slides, manifest, readers=1) as reader:
+        assert reader.fits_in_memory
+        for _ in range(3):
+            reader.read_batch(np.arange(10))
+    assert sum(len(slide.reads) for slide in slides) == 10
+
+
+def test_what_does_not_fit_is_read_again(manifest):
+    slides = [FakeSlide(1), FakeSlide(2)]
+    room = 6 * 4 * 4 * 3
+    with CropReader(slides, manifest, memory_bytes=room, readers=1) as reader:
+        assert not reader.fits_in_memory
+        for _ in range(3):
+            reader.read_batch(np.arange(10))
+    assert sum(len(slide.reads) for slide in slides) == 6 + 3 * 4
+
+
+def test_slow_reading_says_so_instead_of_blocking(manifest):
+    with CropReader([FakeSlide(1, 0.25), FakeSlide(2)], manifest) as reader:
+        begin = time.monotonic()
+        said = list(reader.stream([np.array([0]), np.array([2])]))
+        assert said[0] is None
+        assert told([said[-1][0]]) == [(2, 102, 1)]
+        assert time.monotonic() - begin < 2
+
+
+def test_reading_is_ahead_of_the_computing(manifest):
+    slides = [FakeSlide(1), FakeSlide(2)]
+    with CropReader(slides, manifest, readers=2) as reader:
+        stream = reader.stream([np.array([i]) for i in range(10)])
+        next(stream)
+        time.sleep(0.1)
+        assert sum(len(slide.reads) for slide in slides) == 3  # and no further
+
+
+def test_a_broken_slide_is_an_error_where_it_is_used(manifest):
+    class Broken(FakeSlide):
+        def read_region(self, *_):
+            raise SlideError("a.svs cannot be read. Copy it again.")
+
+    with (
+        CropReader([Broken(1), FakeSlide(2)], manifest) as reader,
+        pytest.raises(SlideError, match="Copy it again"),
+    ):
+        list(reader.stream([np.array([0])]))
+
+
+def test_closing_ends_the_threads(manifest):
+    before = threading.active_count()
+    with CropReader([FakeSlide(1, 0.01), FakeSlide(2)], manifest) as reader:
+        stream = reader.stream(np.array([i % 10]) for i in range(1000))
+        next(stream)
+        stream.close()
+    assert threading.active_count() == before

@@ -1,0 +1,348 @@
+"""The loop: micro-batches add up exactly, the plan holds, bad numbers stop it."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from histomae.config import PretrainConfig
+from histomae.errors import NotEnoughDataError, RunError
+from histomae.events import Heartbeat, Step, result_of
+from histomae.learn.loop import (
+    Plan,
+    build_optimizer,
+    fit,
+    held_out_loss,
+    load_optimizer,
+    memory_in_words,
+    optimizer_tensors,
+    split,
+)
+from histomae.learn.methods import METHODS, Objective, Setting
+
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
+
+CONFIG = PretrainConfig(
+    encoder="vit_micro",
+    tile_px=16,
+    patch_size=4,
+    decoder_dim=16,
+    decoder_depth=1,
+    decoder_heads=2,
+    epochs=3,
+    warmup_epochs=0,
+    batch_size=10,
+    base_lr=0.05,
+    precision="f32",
+)
+MAE = METHODS["mae"]
+
+
+class Memory:
+    """A source of pictures that are there at once; or, told to, late."""
+
+    def __init__(self, count=24, late=0, side=16):
+        random = np.random.default_rng(0)
+        coarse = random.integers(40, 200, (count, 4, 4, 3))
+        fine = random.integers(-30, 30, (count, side, side, 3))
+        pictures = coarse.repeat(side // 4, 1).repeat(side // 4, 2) + fine
+        self.pictures, self.late = pictures.astype(np.uint8), late
+
+    def stream(self, batches):
+        for batch in batches:
+            yield from itertools.repeat(None, self.late)
+            yield self.pictures[batch]
+
+
+def train(config, *, method=MAE, source=None, start=0, state=None, count=24, upto=None):
+    """Train; return the events, the model and the optimizer."""
+    model = method.build(config, torch.Generator().manual_seed(0))
+    optimizer = build_optimizer(model, config)
+    if state is not None:
+        model.load_state_dict(state[0])
+        load_optimizer(model, optimizer, state[1])
+    plan = Plan(np.arange(count), config.batch_size, config.epochs, config.seed)
+    work = fit(
+        model,
+        optimizer,
+        method=method,
+        setting=Setting(config, (0.5,) * 3, (0.25,) * 3),
+        source=source or Memory(),
+        plan=plan,
+        start_step=start,
+    )
+    events = []
+    for event in work:
+        events.append(event)
+        if isinstance(event, Step) and event.step == upto:
+            break
+    return events, model, optimizer
+
+
+def steps(events):
+    return [event for event in events if isinstance(event, Step)]
+
+
+# ---- the plan
+
+
+def test_an_epoch_takes_each_crop_once_and_drops_the_rest():
+    plan = Plan(np.arange(100, 124), 10, 3, seed=0)
+    assert (plan.steps_per_epoch, plan.total_steps) == (2, 6)
+    epochs, batches = zip(*(plan.batch_at(step) for step in range(6)), strict=True)
+    assert epochs == (0, 0, 1, 1, 2, 2)
+    for first, second in zip(batches[::2], batches[1::2], strict=True):
+        both = np.concatenate([first, second])
+        assert len(np.unique(both)) == 20
+        assert set(both) <= set(range(100, 124))
+    assert set(batches[0]) != set(batches[2])
+
+
+def test_fewer_crops_than_a_batch_are_one_smaller_batch():
+    plan = Plan(np.arange(7), 256, 5, seed=0)
+    assert (plan.crops_per_step, plan.total_steps) == (7, 5)
+    assert sorted(plan.batch_at(3)[1]) == list(range(7))
+
+
+def test_no_crops_are_no_plan():
+    with pytest.raises(NotEnoughDataError, match="Choose slides"):
+        Plan(np.arange(0), 10, 1, seed=0)
+
+
+def test_the_last_micro_batch_may_be_smaller():
+    assert [len(part) for part in split(np.arange(10), 4)] == [4, 4, 2]
+
+
+# ---- micro-batches
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 4, 5])
+def test_micro_batches_add_up_to_the_batch(micro_batch):
+    whole, *_ = train(replace(CONFIG, micro_batch=10))
+    parts, *_ = train(replace(CONFIG, micro_batch=micro_batch))
+    for one, other in zip(steps(whole), steps(parts), strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=1e-5)
+        assert other.grad_norm == pytest.approx(one.grad_norm, rel=1e-4)
+        assert other.lr == one.lr
+    # Gradients, for AdamW turns the rounding of one that should be zero (a key's bias
+    # has no influence) into a whole step.
+    _, model, _ = train(replace(CONFIG, micro_batch=10), upto=1)
+    _, again, _ = train(replace(CONFIG, micro_batch=micro_batch), upto=1)
+    for (name, weight), same in zip(
+        model.named_parameters(), again.parameters(), strict=True
+    ):
+        if weight.grad is not None:
+            torch.testing.assert_close(
+                same.grad, weight.grad, rtol=1e-5, atol=1e-6, msg=name
+            )
+
+
+def test_gradients_are_weighted_by_the_size_of_a_micro_batch():
+    """The loss of crop i is i, so that every weighting but the right one shows."""
+    told = replace(
+        MAE,
+        inputs=lambda batch, _: {"i": torch.from_numpy(batch.indices).double()},
+        loss=lambda model, given, _: Objective(
+            (model.encoder.norm.bias.sum() + 1) * given["i"].mean(),
+            {"most": given["i"].mean() * 2},
+        ),
+    )
+    config = replace(CONFIG, micro_batch=4, batch_size=7, epochs=1, base_lr=0.0)
+    events, model, _ = train(config, method=told, count=7)
+    (step,) = steps(events)
+    assert step.loss == pytest.approx(3.0)  # the mean of 0 .. 6
+    assert step.logged == {"most": pytest.approx(6.0)}
+    gradient = model.encoder.norm.bias.grad
+    torch.testing.assert_close(gradient, torch.full_like(gradient, 3.0))
+
+
+def test_a_loss_that_does_not_split_sees_the_whole_batch():
+    seen = []
+
+    def loss(model, given, setting):
+        seen.append(len(given["images"]))
+        return MAE.loss(model, given, setting)
+
+    contrastive = replace(MAE, splits_over_batch=False, loss=loss)
+    train(replace(CONFIG, micro_batch=2, epochs=1), method=contrastive)
+    assert seen == [10, 10]
+
+
+def test_a_heartbeat_comes_after_every_micro_batch_and_while_reading():
+    events, *_ = train(replace(CONFIG, micro_batch=4, epochs=1))
+    assert [type(event) for event in events] == [*[Heartbeat] * 3, Step] * 2
+    late, *_ = train(replace(CONFIG, micro_batch=10, epochs=1), source=Memory(late=2))
+    assert [type(event) for event in late] == [*[Heartbeat] * 3, Step] * 2
+
+
+# ---- learning
+
+
+def test_one_batch_is_learned_by_heart():
+    """METHODS 10 A 6: loss below 0.1 in 300 steps."""
+    smooth = Memory(count=4)
+    ramp = np.linspace(20, 230, 16)
+    for number in range(4):
+        picture = ramp[:, None] * 0.5 + ramp[None] * 0.5
+        smooth.pictures[number] = np.rot90(picture, number)[..., None].astype(np.uint8)
+    config = replace(
+        CONFIG, batch_size=4, epochs=300, base_lr=0.6, mask_ratio=0.5, crop_scale_min=1
+    )
+    still = replace(  # always the same views and masks
+        MAE, inputs=lambda batch, setting: MAE.inputs(replace(batch, epoch=0), setting)
+    )
+    events, *_ = train(config, method=still, source=smooth, count=4)
+    assert steps(events)[0].loss > 0.8
+    assert steps(events)[-1].loss < 0.1
+
+
+def test_a_step_says_what_it_did():
+    events, *_ = train(replace(CONFIG, warmup_epochs=1))
+    told = steps(events)
+    assert [step.step for step in told] == [1, 2, 3, 4, 5, 6]
+    assert {step.total_steps for step in told} == {6}
+    assert [step.epoch for step in told] == [0.5, 1, 1.5, 2, 2.5, 3]
+    peak = 0.05 * 10 / 256
+    assert [step.lr for step in told[:3]] == pytest.approx([0, peak / 2, peak])
+    assert told[-1].seconds_left == 0
+    assert all(step.images_per_s > 0 for step in told)
+    assert all(step.grad_norm > 0 for step in told)
+
+
+def test_clipping_bounds_the_gradient_and_reports_it_unclipped():
+    config = replace(CONFIG, base_lr=0.0, epochs=1, grad_clip=1e-3)
+    events, model, _ = train(config, upto=1)
+    gradients = [w.grad for w in model.parameters() if w.grad is not None]
+    norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
+    assert float(norm) == pytest.approx(1e-3, rel=1e-3)
+    assert steps(events)[0].grad_norm > 0.01
+
+
+def test_teachers_are_called_after_each_update():
+    calls = []
+    method = replace(MAE, after_step=lambda model, share: calls.append(share))
+    train(replace(CONFIG, epochs=2), method=method)
+    assert calls == [0.25, 0.5, 0.75, 1.0]
+
+
+def test_bf16_learns_the_same():
+    exact, *_ = train(CONFIG)
+    half, *_ = train(replace(CONFIG, precision="bf16"))
+    for one, other in zip(steps(exact), steps(half), strict=True):
+        assert other.loss == pytest.approx(one.loss, abs=0.02)
+        assert other.loss != one.loss
+
+
+# ---- resuming
+
+
+def test_going_on_from_a_step_is_exact():
+    whole, model, _ = train(CONFIG)
+    first, begun, optimizer = train(CONFIG, upto=3)
+    state = begun.state_dict(), optimizer_tensors(begun, optimizer)
+    rest, again, _ = train(CONFIG, start=3, state=state)
+    losses = [step.loss for step in steps(first) + steps(rest)]
+    assert losses == [step.loss for step in steps(whole)]
+    for weight, same in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, same)
+
+
+def test_the_optimizer_of_another_model_is_refused():
+    _, model, optimizer = train(CONFIG, upto=1)
+    tensors = optimizer_tensors(model, optimizer)
+    fresh = build_optimizer(model, CONFIG)
+    without = {k: v for k, v in tensors.items() if not k.startswith("encoder.norm.")}
+    with pytest.raises(RunError, match=r"encoder\.norm\.weight has no state"):
+        load_optimizer(model, fresh, without)
+    with pytest.raises(RunError, match="1 tensors belong to no weight"):
+        load_optimizer(model, fresh, {**tensors, "teacher.bias.step": torch.ones(())})
+    wide = {**tensors, "encoder.norm.bias.exp_avg": torch.ones(17)}
+    with pytest.raises(RunError, match=r"encoder\.norm\.bias has no state that fits"):
+        load_optimizer(model, fresh, wide)
+
+
+# ---- what goes wrong
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_before_the_update(bad):
+    calls = itertools.count()
+
+    def loss(model, given, setting):
+        objective = MAE.loss(model, given, setting)
+        return Objective(objective.loss * (bad if next(calls) == 3 else 1), {})
+
+    config = replace(CONFIG, micro_batch=5)
+    _, before, _ = train(config, upto=1)
+    model = None
+
+    def build(*args):
+        nonlocal model
+        model = MAE.build(*args)
+        return model
+
+    with pytest.raises(RunError, match=r"became (nan|inf) at step 2; .*Start again"):
+        train(config, method=replace(MAE, loss=loss, build=build))
+    for weight, same in zip(before.parameters(), model.parameters(), strict=True):
+        assert torch.equal(weight, same)
+
+
+def test_a_gradient_that_is_no_number_stops_too():
+    class Cliff(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * float("inf")
+
+    def loss(model, given, setting):
+        return Objective(Cliff.apply(MAE.loss(model, given, setting).loss), {})
+
+    with pytest.raises(RunError, match="The gradient became"):
+        train(CONFIG, method=replace(MAE, loss=loss))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    ],
+)
+def test_memory_that_ran_out_is_a_sentence(error):
+    with pytest.raises(RunError, match="smaller micro_batch"), memory_in_words():
+        raise error
+
+
+def test_other_errors_stay_what_they_are():
+    with pytest.raises(RuntimeError, match="shapes"), memory_in_words():
+        raise RuntimeError("shapes do not fit")
+
+
+# ---- held out
+
+
+def test_the_held_out_loss_is_the_plain_mean_and_stays_the_same():
+    config = replace(CONFIG, micro_batch=4)
+    setting = Setting(config, (0.5,) * 3, (0.25,) * 3)
+    model = MAE.build(config, torch.Generator().manual_seed(0))
+    source, some = Memory(), np.array([3, 5, 7, 11, 13, 17])
+
+    def judged(indices, micro_batch=4):
+        given = replace(setting, config=replace(config, micro_batch=micro_batch))
+        work = held_out_loss(model, indices, method=MAE, setting=given, source=source)
+        return result_of(work)
+
+    alone = [judged(np.array([i])) for i in some]
+    assert judged(some) == pytest.approx(np.mean(alone), rel=1e-5)
+    assert judged(some, 3) == pytest.approx(judged(some), rel=1e-5)
+    assert judged(some) == judged(some)
+    assert model.training
+    assert all(w.grad is None for w in model.parameters())
+    assert isinstance(model, nn.Module)

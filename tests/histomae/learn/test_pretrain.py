@@ -1,0 +1,546 @@
+"""A pretraining from a slide to a checkpoint: stopped, resumed, refused, the same."""
+
+import json
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from histomae.errors import ConfigError, NotEnoughDataError, RunError, SlideError
+from histomae.events import (
+    Failed,
+    Finished,
+    Heartbeat,
+    HeldOut,
+    Note,
+    Preview,
+    Saved,
+    Started,
+    Step,
+    result_of,
+)
+from histomae.infer.encoder import TileEncoder
+from histomae.learn import pretrain as module
+from histomae.learn.augment import Stream, mask_noise, views
+from histomae.learn.methods import METHODS, Objective
+from histomae.learn.pretrain import (
+    cpu_micro_batch,
+    pick_precision,
+    pretrain,
+    resolved,
+    run_in,
+    settled,
+    spread,
+)
+from histomae.learn.runs import RunFolder
+from histomae.models.checkpoint import autoencoder_from, load_checkpoint
+from histomae.slides.crops import CropManifest
+from histomae.slides.slide import Slide
+
+pytestmark = pytest.mark.usefixtures("tiny_encoder")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def begin(tmp_path, quick):
+    """Return a function that makes a run folder with settings in it."""
+
+    def make(name="run", **changes):
+        run = RunFolder(tmp_path / name)
+        run.create(quick(**changes))
+        return run
+
+    return make
+
+
+def asking(run, *, at, what="stop"):
+    """Run, and ask for ``what`` once ``at`` says so of an event; return the events."""
+    events = []
+    for event in run_in(run):
+        events.append(event)
+        if at(event):
+            run.request(what)
+    return events
+
+
+def at_step(number):
+    return lambda event: isinstance(event, Step) and event.step == number
+
+
+def losses(run):
+    return [(e.step, e.loss, e.lr) for e in run.events() if isinstance(e, Step)]
+
+
+def kinds(events):
+    return [type(event).__name__ for event in events]
+
+
+# ---- the whole way
+
+
+def test_a_run_leaves_everything_behind(begin):
+    run = begin()
+    said = list(run_in(run))
+    recorded = list(run.events())
+    assert recorded == [event for event in said if not isinstance(event, Heartbeat)]
+    assert kinds(said[-3:]) == ["Saved", "Saved", "Finished"]
+    assert run.state == "done"
+    assert not run.lock_file.exists()
+
+    (started,) = [event for event in recorded if isinstance(event, Started)]
+    manifest = CropManifest.load(run.crops_file)
+    assert started.crops == (~manifest.held_out).sum() > 20
+    assert started.held_out_crops == manifest.held_out.sum() > 0
+    steps = [event.step for event in recorded if isinstance(event, Step)]
+    assert steps == list(range(1, started.total_steps + 1))
+    judged = [event.step for event in recorded if isinstance(event, HeldOut)]
+    assert judged == [0, 4, 8]
+    assert [e.step for e in recorded if isinstance(e, Preview)] == judged
+    saved = [(e.step, e.path.split("/")[-1]) for e in recorded if isinstance(e, Saved)]
+    assert saved == [
+        (3, "last.safetensors"),
+        (6, "last.safetensors"),
+        (8, "last.safetensors"),
+        (8, "encoder.safetensors"),
+    ]
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {
+        *("config.toml", "events.jsonl", "crops.parquet", "checkpoints", "previews"),
+    }
+    assert not list(run.path.rglob("*.tmp"))
+
+
+def test_it_learns(begin):
+    run = begin(epochs=40, warmup_epochs=4, preview_every=1000)
+    list(run_in(run))
+    before, after = (e.loss for e in run.events() if isinstance(e, HeldOut))
+    assert before > 1.05
+    assert after < 0.97
+
+
+def test_settings_are_decided_and_written(begin, tissue_slide):
+    run = begin(device="auto", precision="auto", micro_batch=None, threads=None)
+    list(run_in(run))
+    config = run.config()
+    undecided = {f.name for f in fields(config) if getattr(config, f.name) is None}
+    assert undecided == {"slide_mpp", "grad_clip"}
+    assert config.mpp == 0.5
+    assert config.threads == 1
+    assert config.device in ("cpu", "cuda", "mps")
+    assert config.precision in ("f32", "bf16")
+    assert config.micro_batch == min(20, 16 if config.device == "cpu" else 64)
+
+
+def test_the_checkpoint_explains_itself(begin):
+    run = begin()
+    path = result_of(run_in(run))
+    assert path == run.last
+    last, encoder = load_checkpoint(run.last), load_checkpoint(run.encoder)
+    header = last.header
+    assert (header.step, header.mpp, header.tile_px) == (8, 0.5, 32)
+    assert (header.method, header.mask_ratio, header.norm_pix) == ("mae", 0.75, True)
+    assert header.architecture == "vit_micro_patch8_32"
+    assert (header.mean, header.std) == (module.MEAN, module.STD)
+    assert header.mpp_given is False
+    assert header.decoder.dim == 16
+    assert encoder.header.decoder is None
+    assert encoder.encoder_id == last.encoder_id
+    assert not any(name.startswith(("decoder", "optim")) for name in encoder.tensors)
+    tile = np.zeros((1, 32, 32, 3), np.uint8)
+    assert TileEncoder.load(run.last).has_decoder
+    vector = TileEncoder.load(run.encoder).embed(tile)
+    np.testing.assert_array_equal(vector, TileEncoder.load(run.last).embed(tile))
+
+
+def test_the_held_out_loss_is_that_of_the_saved_model(begin, tissue_slide):
+    """Cut the crops again, mask them again, and compare with a plain loop."""
+    run = begin(epochs=2)
+    list(run_in(run))
+    told = [e.loss for e in run.events() if isinstance(e, HeldOut)][-1]
+    model = autoencoder_from(load_checkpoint(run.last))
+    manifest = CropManifest.load(run.crops_file)
+    total = []
+    with Slide.open(tissue_slide) as slide, torch.inference_mode():
+        for index in np.flatnonzero(manifest.held_out):
+            crop = slide.read_region(tuple(manifest.xy_l0[index]), (32, 32), 0.5)
+            images = views(
+                torch.from_numpy(crop[None].copy()), mean=module.MEAN, std=module.STD
+            )
+            noise = mask_noise(
+                *(0, 0, np.array([index])), patches=16, stream=Stream.HELD_OUT_MASK
+            )
+            output = model(images, mask_ratio=0.75, noise=torch.from_numpy(noise))
+            total.append(output.loss.item())
+    assert told == pytest.approx(np.mean(total), rel=1e-5)
+
+
+def test_previews_are_pictures_of_three_tiles(begin):
+    run = begin(epochs=1)
+    list(run_in(run))
+    for event in run.events():
+        if isinstance(event, Preview):
+            with Image.open(run.path / event.path) as picture:
+                assert picture.size == (3 * 32 + 8, 3 * 32 + 8)
+
+
+def test_without_held_out_crops_previews_show_training_crops(begin):
+    run = begin(held_out=0.0, epochs=1)
+    list(run_in(run))
+    assert "HeldOut" not in kinds(run.events())
+    assert "Preview" in kinds(run.events())
+
+
+# ---- stopping and going on
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 5])
+def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(begin, stop_after):
+    whole, broken = begin("whole"), begin("broken")
+    list(run_in(whole))
+    asking(broken, at=at_step(stop_after))
+    assert broken.state == "stopped"
+    assert load_checkpoint(broken.last).header.step == stop_after
+    broken.reopen()
+    list(run_in(broken))
+    assert losses(broken) == losses(whole)
+    one, other = load_checkpoint(whole.last), load_checkpoint(broken.last)
+    assert one.tensors.keys() == other.tensors.keys()
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name]), name
+    assert one.header == other.header
+    told = [e for e in whole.events() if isinstance(e, HeldOut)]
+    assert told == [e for e in broken.events() if isinstance(e, HeldOut)]
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(begin):
+    """A process that dies loses what came after its last checkpoint, no more."""
+    whole, killed = begin("whole"), begin("killed")
+    list(run_in(whole))
+    work = run_in(killed)
+    for event in work:
+        if at_step(5)(event):
+            break
+    work.close()
+    assert killed.state == "interrupted"
+    assert killed.last_event.step == 5
+    assert load_checkpoint(killed.last).header.step == 3
+    list(run_in(killed))
+    assert [e.step for e in killed.events() if isinstance(e, Started)] == [0, 3]
+    assert losses(killed) == losses(whole)
+    one, other = load_checkpoint(whole.last), load_checkpoint(killed.last)
+    assert one.encoder_id == other.encoder_id
+
+
+def test_killed_before_the_first_checkpoint_begins_again(begin):
+    run = begin()
+    work = run_in(run)
+    for event in work:
+        if at_step(2)(event):
+            break
+    work.close()
+    list(run_in(run))
+    assert [e.step for e in run.events() if isinstance(e, Started)] == [0]
+    assert [number for number, *_ in losses(run)] == list(range(1, 9))
+
+
+def test_killed_between_the_last_save_and_the_end_finishes(begin):
+    run = begin()
+    work = run_in(run)
+    for event in work:
+        if isinstance(event, Saved) and event.step == 8:
+            break
+    work.close()
+    assert run.state == "interrupted"
+    list(run_in(run))
+    assert run.state == "done"
+    assert run.encoder.exists()
+    assert [number for number, *_ in losses(run)] == list(range(1, 9))
+
+
+def test_a_stop_takes_effect_at_the_next_micro_batch(begin):
+    run = begin(micro_batch=1)
+    events = asking(run, at=at_step(4))
+    last = events.index(next(e for e in events if at_step(4)(e)))
+    after = [e for e in events[last + 1 :] if not isinstance(e, Heartbeat)]
+    assert kinds(after) == ["Saved", "Saved", "Finished"]
+    assert after[-1] == Finished(4, "stopped")
+    assert run.requested() is None
+
+
+def test_a_stop_within_a_step_keeps_the_last_whole_step(begin):
+    run = begin(micro_batch=4)
+    seen = []
+
+    def third_heartbeat_after_step_4(event):
+        if seen or at_step(4)(event):
+            seen.append(event)
+        beats = sum(isinstance(e, Heartbeat) for e in seen)
+        return beats == 7 and isinstance(event, Heartbeat)  # judging comes between
+
+    asking(run, at=third_heartbeat_after_step_4)
+    assert run.last_event.reason == "stopped"
+    assert load_checkpoint(run.last).header.step == run.last_event.step
+
+
+def test_a_stop_before_the_first_step_keeps_nothing(begin):
+    run = begin()
+    events = asking(run, at=lambda event: isinstance(event, Started))
+    assert events[-1] == Finished(0, "stopped")
+    assert not run.checkpoints.exists()
+
+
+def test_discarding_removes_the_checkpoints(begin):
+    run = begin()
+    path = None
+    work = run_in(run)
+    while path is None:
+        try:
+            event = next(work)
+        except StopIteration as stop:
+            path = stop.value
+        if at_step(4)(event):
+            run.request("discard")
+    assert path == run.path
+    assert run.state == "discarded"
+    assert not run.checkpoints.exists()
+
+
+def test_a_pause_waits_and_changes_nothing(begin):
+    whole, paused = begin("whole"), begin("paused")
+    list(run_in(whole))
+    beats = 0
+    for event in run_in(paused):
+        if at_step(2)(event):
+            paused.request("pause")
+        if isinstance(event, Note):
+            beats = 0
+        beats += isinstance(event, Heartbeat)
+        if beats == 3 and paused.requested() == "pause":
+            paused.request("resume")
+    notes = [event.text for event in paused.events() if isinstance(event, Note)]
+    assert notes[-2:] == ["Paused after step 2.", "Going on."]
+    assert losses(paused) == losses(whole)
+    assert paused.requested() is None
+
+
+def test_a_paused_run_can_be_stopped(begin):
+    run = begin()
+    for event in run_in(run):
+        if at_step(2)(event):
+            run.request("pause")
+        if isinstance(event, Note) and event.text.startswith("Paused"):
+            run.request("stop")
+    assert run.last_event == Finished(2, "stopped")
+    assert "Going on." not in [e.text for e in run.events() if isinstance(e, Note)]
+
+
+# ---- refusals
+
+
+def test_nothing_is_lost_without_resume(begin, quick):
+    run = begin()
+    asking(run, at=at_step(3))
+    with pytest.raises(RunError, match=r"already holds a run \(stopped\)"):
+        next(pretrain(quick(), run))
+    assert load_checkpoint(run.last).header.step == 3
+
+
+def test_a_changed_setting_is_refused_by_name(begin, quick):
+    run = begin()
+    asking(run, at=at_step(3))
+    for name, value in {"base_lr": 0.5, "seed": 1, "encoder": "vit_tiny"}.items():
+        with pytest.raises(ConfigError, match=f"^{name}: was .* is {value!r} now"):
+            next(pretrain(quick(**{name: value}), run, resume=True))
+    assert len(losses(run)) == 3  # nothing was cut
+
+
+def test_what_was_left_open_may_stay_open(begin, quick):
+    run = begin()
+    asking(run, at=at_step(3))
+    open_again = quick(micro_batch=None, precision="auto", device="auto", slides=())
+    assert settled(open_again, run.config()) == run.config()
+    list(pretrain(open_again, run, resume=True))
+
+
+def test_another_place_and_machine_may_go_on_and_are_told(
+    begin, quick, tissue_slide, monkeypatch
+):
+    run = begin()
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    asking(run, at=at_step(3))
+    moved = run.path.parent / "moved.tiff"
+    moved.write_bytes(tissue_slide.read_bytes())
+    changed = quick(slides=(str(moved),), threads=2)
+    events = list(pretrain(changed, run, resume=True))
+    assert module.MACHINE_CHANGED in [e.text for e in events if isinstance(e, Note)]
+    assert run.config().threads == 2
+    assert events[-1] == Finished(8, "done")
+    assert threads[-2:] == [2, 1]  # and as before at the end
+
+
+def test_a_slide_that_changed_is_missed(begin, quick, make_slide):
+    run = begin()
+    asking(run, at=at_step(3))
+    other = make_slide(np.full((300, 300, 3), 200, np.uint8))
+    with pytest.raises(RunError, match=r"was trained on .*Bring it back"):
+        list(pretrain(quick(slides=(str(other),)), run, resume=True))
+
+
+def test_a_run_that_is_done_stays_done(begin):
+    run = begin(epochs=1)
+    list(run_in(run))
+    with pytest.raises(RunError, match="is done"):
+        list(run_in(run))
+    assert run.state == "done"
+
+
+def test_the_second_process_is_refused_and_writes_nothing(begin):
+    run = begin()
+    with run.lock(), pytest.raises(RunError, match="is in use by process"):
+        list(run_in(run))
+    assert run.last_event is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"slides": ()}, ConfigError, "none is named"),
+        ({"slides": ("/nowhere/a.svs",)}, SlideError, "does not exist"),
+        ({"device": "cuda:77"}, ConfigError, "is not here"),
+        ({"min_tissue": 1.0, "tile_px": 512}, NotEnoughDataError, "Choose slides"),
+    ],
+)
+def test_what_cannot_begin_is_recorded_in_words(begin, changes, error, words):
+    run = begin(**changes)
+    with pytest.raises(error, match=words):
+        list(run_in(run))
+    assert isinstance(run.last_event, Failed)
+    assert words in run.last_event.message
+    assert run.state == "failed"
+
+
+def test_a_slide_without_mpp_needs_one(begin, make_slide, tissue_slide):
+    with Slide.open(tissue_slide) as slide:
+        pixels = slide.read_region((0, 0), (800, 800), 0.5)
+    bare = str(make_slide(pixels, mpp=None))
+    with pytest.raises(SlideError, match="no believable pixel size"):
+        list(run_in(begin("without", slides=(bare,))))
+    run = begin("with", slides=(bare,), slide_mpp=0.5, epochs=1)
+    list(run_in(run))
+    assert load_checkpoint(run.last).header.mpp_given is True
+
+
+def test_a_failed_start_can_be_tried_again(begin, tissue_slide):
+    missing = begin().path.parent / "late.tiff"
+    run = begin("again", slides=(str(missing),), epochs=1)
+    with pytest.raises(SlideError):
+        list(run_in(run))
+    missing.write_bytes(tissue_slide.read_bytes())
+    list(run_in(run))
+    assert run.state == "done"
+
+
+# ---- what goes wrong on the way
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_saves_nothing_bad(
+    begin, monkeypatch
+):
+    mae, calls = METHODS["mae"], []
+
+    def loss(model, inputs, setting):
+        objective = mae.loss(model, inputs, setting)
+        calls.append(model.training)
+        broken = sum(calls) > 3 * 4  # three micro-batches a step
+        return Objective(objective.loss * (float("nan") if broken else 1), {})
+
+    monkeypatch.setitem(METHODS, "mae", replace(mae, loss=loss))
+    run = begin()
+    with pytest.raises(RunError, match="became nan at step 5"):
+        list(run_in(run))
+    assert run.state == "failed"
+    assert "grad_clip" in run.last_event.message
+    assert load_checkpoint(run.last).header.step == 3
+
+
+def test_an_error_of_the_program_is_recorded_and_raised(begin, monkeypatch):
+    def loss(*_):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setitem(METHODS, "mae", replace(METHODS["mae"], loss=loss))
+    run = begin()
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(run_in(run))
+    assert "RuntimeError: shapes do not fit" in run.last_event.message
+    assert not run.lock_file.exists()
+
+
+def test_a_disk_that_refuses_is_a_sentence(begin, monkeypatch):
+    def save(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "save_checkpoint", save)
+    run = begin()
+    with pytest.raises(RunError, match=r"No space left on device; \d+ MB are free"):
+        list(run_in(run))
+    assert "make room" in run.last_event.message
+
+
+# ---- starting from weights
+
+
+def test_a_run_starts_from_another_ones_encoder(begin):
+    first = begin("first", seed=5)
+    list(run_in(first))
+    second = begin("second", init_from=str(first.last), epochs=1, base_lr=0.0)
+    list(run_in(second))
+    one, other = load_checkpoint(first.last), load_checkpoint(second.last)
+    assert one.encoder_id == other.encoder_id  # nothing was learned at a rate of 0
+    decoder = "decoder.embed.weight"
+    assert not torch.equal(one.tensors[decoder], other.tensors[decoder])
+
+
+# ---- decisions
+
+
+def test_micro_batches_of_a_processor_take_half_a_second(quick, monkeypatch):
+    monkeypatch.undo()  # the real sizes
+
+    def size(**changes):
+        return cpu_micro_batch(quick(tile_px=224, patch_size=16, **changes))
+
+    wide = {"decoder_dim": 192, "decoder_depth": 4, "decoder_heads": 3}
+    assert size(encoder="vit_small", **wide) == 8
+    assert size(encoder="vit_micro") == 16
+    dense = quick(encoder="vit_small", tile_px=224, patch_size=8, **wide)
+    assert cpu_micro_batch(dense) <= 2
+
+
+def test_precision_is_what_was_asked_or_what_the_processor_has(monkeypatch):
+    assert pick_precision("f32", CPU) == "f32"
+    assert pick_precision("bf16", CPU) == "bf16"
+    for has, expected in ((True, "bf16"), (False, "f32")):
+        capabilities = {"avx512_bf16": has, "amx_bf16": False}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        assert pick_precision("auto", CPU) == expected
+
+
+def test_a_method_that_does_not_split_takes_its_batch_whole(quick, monkeypatch):
+    whole = replace(METHODS["mae"], splits_over_batch=False)
+    monkeypatch.setitem(METHODS, "mae", whole)
+    assert resolved(quick(mpp=0.5), [], CPU).micro_batch == 20
+
+
+def test_few_are_spread_over_many():
+    assert spread(np.arange(100, 110), 3).tolist() == [100, 103, 106]
+    assert spread(np.arange(2), 3).tolist() == [0, 1]
+
+
+def test_events_are_plain_json(begin):
+    run = begin(epochs=1)
+    list(run_in(run))
+    for line in run.events_file.read_text().splitlines():
+        assert json.loads(line)["kind"]

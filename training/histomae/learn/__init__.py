@@ -1,0 +1,1 @@
+"""The school: the only place with an optimizer."""

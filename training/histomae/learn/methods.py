@@ -1,0 +1,209 @@
+"""The list of self-supervised methods: which data meet which model and which loss.
+
+A new objective is a module in ``models/`` and a line in :data:`METHODS`; there is one
+loop (:mod:`histomae.learn.loop`), which knows of a method only what stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from histomae.infer.reconstruct import reconstruct_tiles
+from histomae.learn.augment import Stream, mask_noise, view_affines, views
+from histomae.learn.crops import CropReader, Source
+from histomae.models.mae import MaskedAutoencoder
+from histomae.models.patches import random_mask
+from histomae.models.vit import encoder_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor, nn
+
+    from histomae.config import PretrainConfig
+
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+#: What a method's loss takes, on the device: tensors by name.
+Inputs = dict[str, "Tensor"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What every function of a method may know: the settings, and the pixels' scale.
+
+    ``mean`` and ``std`` of each channel are on pixels from 0 to 1.
+    """
+
+    config: PretrainConfig
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A micro-batch as the loop hands it over.
+
+    ``pictures`` uint8 (N, H, W, 3), as the method's source gives them, on the device;
+    ``indices`` int64 (N,), the numbers of the crops. ``training`` is False for crops
+    held out: they are not augmented, and their randomness does not change with time.
+    """
+
+    pictures: Tensor
+    indices: Indices
+    epoch: int
+    training: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Objective:
+    """What a loss gives: ``loss`` (), and other numbers () worth recording, by name."""
+
+    loss: Tensor
+    logged: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of learning without labels."""
+
+    name: str
+    """As in ``PretrainConfig.method``."""
+    title: str
+    """For a menu."""
+    sentence: str
+    """What it does, for people."""
+    splits_over_batch: bool
+    """Whether the loss of a batch is the mean of its crops' own losses.
+
+    Then gradients of micro-batches add up to the batch's. Contrastive losses and batch
+    norm do not split: the whole batch goes through the model at once.
+    """
+    build: Callable[[PretrainConfig, torch.Generator], Any]
+    """Make the model; the generator is of its weights.
+
+    A module with ``encoder``, ``decoder``, ``encoder_spec`` and ``decoder_spec``, for
+    these are what a checkpoint holds (:mod:`histomae.models.checkpoint`).
+    """
+    source: Callable[..., Source]
+    """Make the reader, a context manager, from open slides and the manifest."""
+    inputs: Callable[[Batch, Setting], Inputs]
+    """Make a loss's inputs: augmentation, normalisation, masks. In float32."""
+    loss: Callable[[nn.Module, Inputs, Setting], Objective]
+    """The objective of a micro-batch; runs in the run's precision."""
+    picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
+    """Show what the model makes of crops uint8 (N, H, W, 3); returns (H', W', 3)."""
+    after_step: Callable[[nn.Module, float], None] | None = None
+    """Called after each update with the share of the training done: teachers by EMA."""
+
+
+def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencoder:
+    return MaskedAutoencoder(
+        encoder_spec(
+            config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
+        ),
+        decoder_dim=config.decoder_dim,
+        decoder_depth=config.decoder_depth,
+        decoder_heads=config.decoder_heads,
+        norm_pix=config.norm_pix,
+        generator=generator,
+    )
+
+
+def _mae_inputs(batch: Batch, setting: Setting) -> Inputs:
+    config, device = setting.config, batch.pictures.device
+    affine = None
+    if batch.training:
+        affine = view_affines(
+            config.seed,
+            batch.epoch,
+            batch.indices,
+            scale_min=config.crop_scale_min,
+        )
+    images = views(
+        batch.pictures,
+        None if affine is None else torch.from_numpy(affine).to(device),
+        mean=setting.mean,
+        std=setting.std,
+    )
+    noise = mask_noise(
+        config.seed,
+        batch.epoch,
+        batch.indices,
+        patches=(config.tile_px // config.patch_size) ** 2,
+        stream=Stream.MASK if batch.training else Stream.HELD_OUT_MASK,
+    )
+    return {"images": images, "noise": torch.from_numpy(noise).to(device)}
+
+
+def _mae_loss(model: nn.Module, inputs: Inputs, setting: Setting) -> Objective:
+    output = model(
+        inputs["images"],
+        mask_ratio=setting.config.mask_ratio,
+        noise=inputs["noise"],
+    )
+    return Objective(output.loss, {})
+
+
+def _mae_picture(
+    model: nn.Module, crops: Pixels, indices: Indices, setting: Setting
+) -> Pixels:
+    """Return rows of crop | masked | reconstruction, always with the same masks."""
+    assert isinstance(model, MaskedAutoencoder)
+    config = setting.config
+    rows, cols = model.encoder_spec.grid_size
+    noise = mask_noise(
+        config.seed, 0, indices, patches=rows * cols, stream=Stream.HELD_OUT_MASK
+    )
+    masking = random_mask(torch.from_numpy(noise), config.mask_ratio)
+    found = reconstruct_tiles(
+        model,
+        crops,
+        masking.mask.view(-1, rows, cols).numpy(),
+        mean=setting.mean,
+        std=setting.std,
+    )
+    return beside(
+        [
+            (crop, one.masked, one.reconstruction)
+            for crop, one in zip(crops, found, strict=True)
+        ]
+    )
+
+
+def beside(rows: Sequence[Sequence[Pixels]], *, gap_px: int = 4) -> Pixels:
+    """Lay pictures, uint8 (H, W, 3) each, in rows with white between them."""
+    side_y, side_x = rows[0][0].shape[:2]
+    step_y, step_x = side_y + gap_px, side_x + gap_px
+    size = (len(rows) * step_y - gap_px, len(rows[0]) * step_x - gap_px, 3)
+    sheet = np.full(size, 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            y, x = i * step_y, j * step_x
+            sheet[y : y + side_y, x : x + side_x] = picture
+    return sheet
+
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for method in (
+        Method(
+            name="mae",
+            title="Masked autoencoder",
+            sentence=(
+                "Most of each picture is hidden and the network learns to paint it "
+                "back from the rest, so that it learns how tissue is built."
+            ),
+            splits_over_batch=True,
+            build=_mae,
+            source=CropReader,
+            inputs=_mae_inputs,
+            loss=_mae_loss,
+            picture=_mae_picture,
+        ),
+    )
+}
