@@ -1,24 +1,38 @@
 """The command line: it reads settings, calls the rooms and prints events.
 
-Exit codes: 0 done (a training that was stopped is done), 1 failed with a sentence on
-standard error, 2 the command was not understood.
+Results go to standard output, progress and complaints to standard error. Exit codes:
+0 done (a training that was stopped is done), 1 failed with a sentence on standard
+error, 2 the command was not understood, 130 broken off by Ctrl-C.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import io
+import os
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TextIO, Union
 
 import tyro
 from tqdm import tqdm
 
+from histomae import __version__
 from histomae.config import PretrainConfig, load_recipe
-from histomae.errors import ConfigError, HistomaeError
+from histomae.errors import (
+    CheckpointError,
+    ConfigError,
+    HistomaeError,
+    NotEnoughDataError,
+    RunError,
+    SlideError,
+    UpsamplingError,
+)
 from histomae.events import (
     Event,
     Finished,
@@ -35,83 +49,137 @@ from histomae.files import new_run_path
 
 if TYPE_CHECKING:
     from histomae.infer.encoder import TileEncoder
+    from histomae.learn.runs import RunFolder
     from histomae.slides.slide import Slide
 
-Paths = Annotated[tuple[Path, ...], tyro.conf.Positional]
-BAR = (
-    "{desc}: {percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt}, {remaining} left"
-    "{postfix}"
+ABOUT = (
+    "Masked autoencoders on whole-slide images. For research only: this is no medical "
+    "device. 'histomae pretrain --help' tells more of a command."
 )
+#: What is wrong with one slide of several: the others are still done.
+OF_ONE_SLIDE = (SlideError, UpsamplingError, NotEnoughDataError)
+BAR = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt}{postfix}"
+#: Without a terminal a line tells of the progress so often, seconds.
+LINE_EVERY_S = 10.0
+
+Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+Encoder = Annotated[Path, tyro.conf.arg(metavar="FILE|FOLDER")]
+Slides = Annotated[
+    tuple[Path, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="SLIDE [SLIDE ...]", help_behavior_hint=""),
+]
+
+
+# The commands ----------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pretrain(PretrainConfig):
+class _Where:
+    """What a training begins with, and where it is kept."""
+
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    """Settings to begin with: quick, paper or a TOML file; options here outrank it."""
+    run: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """The run folder; None: a new one, named after the first slide and the day."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(PretrainConfig, _Where):
     """Train an encoder on the tissue of slides, without labels.
 
     The run folder it writes holds everything: settings, events, crops, checkpoints and
     pictures. Ctrl-C stops the training and keeps what it learned; naming the folder
-    without slides goes on with it. Example: histomae pretrain slides/ --recipe quick
-    --run runs/first, and after a stop: histomae pretrain --run runs/first
+    without slides goes on with it.
+
+    $ histomae pretrain slides/ --recipe quick --run runs/first
+    $ histomae pretrain --run runs/first
     """
 
-    slides: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Slide files, or folders of them."""
-    recipe: str | None = None
-    """Settings to begin with: a name, or a TOML file; options here outrank it."""
-    run: Path | None = None
-    """The run folder; by default a new one named after the first slide and the time."""
+    slides: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[SLIDE ...]", help_behavior_hint=""),
+    ] = ()
+    """Slide files, or folders of them; none: go on with --run."""
+
+    def __post_init__(self) -> None:
+        """Leave the checks to :meth:`settings`: tyro would wrap what they say."""
 
     def __call__(self) -> None:
         """Train."""
-        from histomae.learn.pretrain import run_in
-        from histomae.learn.runs import RunFolder, stop_on_signals
+        from histomae.learn.runs import RunFolder
 
         run = RunFolder(self.run or new_run_path(next(iter(self.slides), "run")))
-        if self.slides:
-            run.create(self._config())
-        elif not run.config_file.exists():
-            raise ConfigError("slides", "none is given. Name slides or a folder.")
+        if not self.slides:
+            self._go_on(run)
+        elif run.config_file.exists():
+            raise RunError(
+                f"{run.path} already holds a run ({run.state}). Name it without slides "
+                "to go on with it, or choose another folder."
+            )
         else:
-            self._refuse_changes()
-        print(f"run folder: {run.path}")
-        with stop_on_signals(run):
-            checkpoint = show(run_in(run))
-        print(f"checkpoint: {checkpoint}")
+            run.create(self.settings())
+            try:
+                self._train(run)
+            except HistomaeError:
+                _forget_unstarted(run)
+                raise
 
-    def _refuse_changes(self) -> None:
-        """Refuse settings for a run that goes on: it keeps its own."""
-        unchanged = Pretrain(run=self.run)
-        for known in fields(self):
-            if getattr(self, known.name) != getattr(unchanged, known.name):
-                raise ConfigError(
-                    known.name,
-                    "a run keeps its settings. Leave it out to go on with "
-                    f"{self.run}, or name slides and a new folder to start another.",
-                )
-
-    def _config(self) -> PretrainConfig:
+    def settings(self) -> PretrainConfig:
+        """Return the settings alone, checked."""
         names = [known.name for known in fields(PretrainConfig)]
         return PretrainConfig(**{name: getattr(self, name) for name in names})
+
+    def _go_on(self, run: RunFolder) -> None:
+        if self.run is None:
+            raise ConfigError(
+                "slides",
+                "none is given. Name slides or a folder, or with --run the run to go "
+                "on with.",
+            )
+        if self.recipe is not None:
+            raise ConfigError(
+                "recipe",
+                f"a run keeps its settings. Leave it out to go on with {self.run}, or "
+                "name slides and a new folder to start another.",
+            )
+        run.config()  # says what is wrong if there is none
+        self._train(run, self.settings())
+
+    def _train(self, run: RunFolder, config: PretrainConfig | None = None) -> None:
+        from histomae.learn.pretrain import run_in
+        from histomae.learn.runs import stop_on_signals
+
+        say(f"run folder: {run.path}")
+        with stop_on_signals(run):
+            kept = show(run_in(run, config))
+        if kept == run.path:
+            say("no checkpoint: it ended before anything was learned")
+        else:
+            say(f"checkpoint: {kept}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
     """Teach an encoder classes from regions drawn on slides, and score it honestly.
 
-    The score is that of tiles whose region took no part in the training. Example:
-    histomae probe a.svs --regions a.geojson --encoder runs/first --out a.probe
+    The score is that of tiles whose region took no part in the training.
+
+    $ histomae probe a.svs --regions a.geojson --encoder runs/first --out a.probe
     """
 
-    slides: Paths
+    slides: Slides = ()
     """Slide files."""
-    regions: tuple[Path, ...]
-    """GeoJSON files, one for each slide, as QuPath writes them."""
-    encoder: Path
+    regions: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")]
+    """GeoJSON files as QuPath writes them: one for each slide, in the same order."""
+    encoder: Encoder
     """A checkpoint of an encoder, or a run folder."""
-    out: Path
+    out: File
     """Where the probe is written."""
-    pooling: str = "class_token"
-    """How a tile becomes a vector: class_token or mean."""
+    pooling: Literal["class_token", "mean"] = "class_token"
+    """How a tile becomes a vector: its class token, or the mean of its patches."""
     slide_mpp: float | None = None
     """Pixel size of level 0, µm, for slides whose file names none."""
     device: str = "auto"
@@ -119,99 +187,109 @@ class Probe:
 
     def __call__(self) -> None:
         """Fit the probe."""
+        from histomae.evaluate.describe import describe_weights
         from histomae.exchange.qupath import read_annotations
         from histomae.learn.teach import LabelledSlide, teach
         from histomae.slides.slide import Slide
 
+        if not self.slides:
+            raise ConfigError("slides", "none is given. Name slides before --regions.")
         if len(self.slides) != len(self.regions):
             raise ConfigError(
                 "regions",
-                f"{len(self.regions)} files for {len(self.slides)} slides. Give one "
-                "GeoJSON file for each slide, in the same order.",
+                f"{_count(len(self.regions), 'file')} for "
+                f"{_count(len(self.slides), 'slide')}. Give one GeoJSON file for each "
+                "slide, in the same order.",
             )
         encoder = _encoder(self.encoder, self.device)
-        labelled = []
-        for path, regions in zip(self.slides, self.regions, strict=True):
-            slide = Slide.open(path, fallback_mpp=self.slide_mpp)
-            corner = slide.bounds_l0[:2]
-            drawn = read_annotations(regions, bounds_xy=corner)
-            labelled.append(LabelledSlide(slide, drawn))
-        probe = show(teach(labelled, encoder, pooling=self.pooling))
+        with ExitStack() as stack:
+            labelled = []
+            for path, regions in zip(self.slides, self.regions, strict=True):
+                slide = Slide.open(path, fallback_mpp=self.slide_mpp)
+                stack.callback(slide.close)
+                corner = slide.bounds_l0[:2]
+                drawn = read_annotations(regions, bounds_xy=corner, on_skipped=mention)
+                labelled.append(LabelledSlide(slide, drawn))
+            probe = show(teach(labelled, encoder, pooling=self.pooling))
         probe.save(self.out)
-        print(json.dumps(probe.scores, indent=1))
-        print(f"probe: {self.out}")
+        say("\n".join(describe_weights(self.out)))
+        say(f"probe: {self.out}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predict:
-    """Lay a probe's classes over slides, as files for QuPath and for spreadsheets.
+class _OnSlides:
+    """What every command asks that looks at slides with an encoder."""
 
-    Example: histomae predict a.svs --encoder runs/first --probe a.probe --out results
-    """
-
-    slides: Paths
+    slides: Slides = ()
     """Slide files, or folders of them."""
-    encoder: Path
+    encoder: Encoder
     """A checkpoint of an encoder, or a run folder."""
-    probe: Path
-    """The probe that was fitted to this encoder."""
-    out: Path
-    """A folder for <slide>.geojson and <slide>.csv."""
+    out: Folder
+    """The folder for the results."""
     min_tissue: float = 0.5
     """Tiles with a smaller share of tissue are left out."""
     slide_mpp: float | None = None
     """Pixel size of level 0, µm, for slides whose file names none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+    def on_each(self, look: Callable[[Slide], None]) -> None:
+        """Look at each slide; exit with 1 at the end if one could not be read."""
+        from histomae.slides.slide import Slide
+
+        def open_and_look(path: Path) -> None:
+            with Slide.open(path, fallback_mpp=self.slide_mpp) as slide:
+                look(slide)
+
+        _each(_told_apart(self.slides), open_and_look)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predict(_OnSlides):
+    """Lay a probe's classes over slides, as files for QuPath and for spreadsheets.
+
+    For each slide it writes NAME.geojson, which QuPath opens, and NAME.csv.
+
+    $ histomae predict a.svs --encoder runs/first --probe a.probe --out results
+    """
+
+    probe: File
+    """The probe that was fitted to this encoder."""
 
     def __call__(self) -> None:
         """Predict every slide."""
         from histomae.exchange.qupath import write_predictions
         from histomae.exchange.tables import write_csv
-        from histomae.infer.predict import predict_slide
+        from histomae.infer.predict import check_fits, predict_slide
         from histomae.models.probe import Probe as FittedProbe
 
+        _check_share("min_tissue", self.min_tissue)
         encoder = _encoder(self.encoder, self.device)
         probe = FittedProbe.load(self.probe)
-        for slide in _slides(self.slides, self.slide_mpp):
+        check_fits(encoder, probe)
+
+        def look(slide: Slide) -> None:
             work = predict_slide(slide, encoder, probe, min_tissue=self.min_tissue)
             prediction = show(work)
             table = prediction.table()
-            target = self.out / slide.name
-            write_predictions(
-                target.with_name(f"{slide.name}.geojson"),
-                table,
-                bounds_xy=slide.bounds_l0[:2],
-            )
-            write_csv(target.with_name(f"{slide.name}.csv"), table)
-            areas = prediction.area_mm2()
-            print(
-                f"{slide.name}: "
-                + ", ".join(f"{name} {area:.2f} mm²" for name, area in areas.items())
-            )
+            for_qupath = self.out / f"{slide.name}.geojson"
+            write_predictions(for_qupath, table, bounds_xy=slide.bounds_l0[:2])
+            write_csv(self.out / f"{slide.name}.csv", table)
+            areas = prediction.area_mm2().items()
+            told = ", ".join(f"{name} {area:.2f} mm²" for name, area in areas)
+            say(f"{slide.name}: {_count(len(table), 'tile')}, {told}")
+
+        self.on_each(look)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Map:
-    slides: Paths
-    """Slide files, or folders of them."""
-    encoder: Path
-    """A checkpoint of an encoder, or a run folder."""
-    out: Path
-    """A folder for <slide>.<map>.npz (values and place) and a picture of it."""
-    min_tissue: float = 0.5
-    """Tiles with a smaller share of tissue are left out."""
-    slide_mpp: float | None = None
-    """Pixel size of level 0, µm, for slides whose file names none."""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reconstruct(_Map):
+class Reconstruct(_OnSlides):
     """Map how badly each patch of a slide is predicted when it is hidden.
 
-    Beside the map it writes a few tiles as pictures: input, masked, reconstruction.
+    For each slide it writes NAME.error.png, the map over the slide, its numbers as
+    NAME.error.npz, and a few tiles as NAME.tiles.png: input, masked, reconstruction.
+
+    $ histomae reconstruct a.svs --encoder runs/first --out results
     """
 
     mask_ratio: float | None = None
@@ -221,7 +299,8 @@ class Reconstruct(_Map):
     examples: int = 8
     """Tiles shown as pictures, spread over the tissue."""
     statistics: Literal["neighbours", "true"] = "neighbours"
-    """Colour of hidden patches: from visible neighbours, or the true one (it knows)."""
+    """Where the colour of hidden patches comes from: the visible patches around them;
+    or true, from the hidden patches themselves, which the network never saw."""
 
     def __call__(self) -> None:
         """Reconstruct every slide."""
@@ -229,32 +308,55 @@ class Reconstruct(_Map):
         from histomae.infer.maps import error_map
         from histomae.infer.predict import tissue_grid
 
+        self._check()
         encoder = _encoder(self.encoder, self.device)
-        for slide in _slides(self.slides, self.slide_mpp):
+        if not encoder.has_decoder:
+            raise CheckpointError(
+                f"{self.encoder.name} is an encoder without its decoder, so it cannot "
+                "reconstruct. Give the run folder, or its checkpoints/last.safetensors."
+            )
+
+        def look(slide: Slide) -> None:
             grid, cells = tissue_grid(slide, encoder, min_tissue=self.min_tissue)
-            work = error_map(
-                slide, encoder, grid, cells, mask_ratio=self.mask_ratio, seed=self.seed
+            ratio, seed = self.mask_ratio, self.seed
+            work = error_map(slide, encoder, grid, cells, mask_ratio=ratio, seed=seed)
+            say(write_map(self.out / f"{slide.name}.error", show(work), slide))
+            tiles = write_examples(
+                self.out / f"{slide.name}.tiles.png",
+                slide,
+                encoder,
+                grid,
+                cells,
+                count=self.examples,
+                mask_ratio=ratio,
+                seed=seed,
+                statistics=self.statistics,
             )
-            heatmap = show(work)
-            print(write_map(self.out / f"{slide.name}.error", heatmap, slide))
-            print(
-                write_examples(
-                    self.out / f"{slide.name}.tiles.png",
-                    slide,
-                    encoder,
-                    grid,
-                    cells,
-                    count=self.examples,
-                    mask_ratio=self.mask_ratio,
-                    seed=self.seed,
-                    statistics=self.statistics,
+            say(tiles)
+
+        self.on_each(look)
+
+    def _check(self) -> None:
+        _check_share("min_tissue", self.min_tissue)
+        if self.mask_ratio is not None:
+            _check_share("mask_ratio", self.mask_ratio)
+        for name, least in (("seed", 0), ("examples", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(
+                    name,
+                    f"{getattr(self, name)} is out of range. Choose at least {least}.",
                 )
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attend(_Map):
-    """Map where the encoder looks in every tile of a slide."""
+class Attend(_OnSlides):
+    """Map where the encoder looks in every tile of a slide.
+
+    For each slide it writes NAME.attention.png, the map over the slide, and its numbers
+    as NAME.attention.npz: 1 is a patch that stands out in nothing.
+
+    $ histomae attend a.svs --encoder runs/first --head rollout --out results
+    """
 
     block: int = -1
     """The transformer block; -1 is the last."""
@@ -267,51 +369,61 @@ class Attend(_Map):
         from histomae.infer.maps import attention_map
         from histomae.infer.predict import tissue_grid
 
+        _check_share("min_tissue", self.min_tissue)
         encoder = _encoder(self.encoder, self.device)
-        for slide in _slides(self.slides, self.slide_mpp):
+
+        def look(slide: Slide) -> None:
             grid, cells = tissue_grid(slide, encoder, min_tissue=self.min_tissue)
             work = attention_map(
                 slide, encoder, grid, cells, block=self.block, head=self.head
             )
-            print(write_map(self.out / f"{slide.name}.attention", show(work), slide))
+            say(write_map(self.out / f"{slide.name}.attention", show(work), slide))
+
+        self.on_each(look)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what files are: slides, checkpoints, probes and run folders."""
+    """Say what files are: slides, checkpoints, probes and run folders.
 
-    paths: Paths
+    $ histomae info a.svs runs/first a.probe
+    """
+
+    paths: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint=""),
+    ] = ()
     """Files or folders."""
     slide_mpp: float | None = None
     """Pixel size of level 0, µm, for slides whose file names none."""
 
     def __call__(self) -> None:
-        """Describe every path; fail at the end if one could not be read."""
-        from histomae.evaluate.describe import describe
+        """Describe every path; exit with 1 at the end if one could not be read."""
+        from histomae.evaluate.describe import contents, describe
 
         if not self.paths:
             raise ConfigError("paths", "none is given. Name a slide or a checkpoint.")
-        failures = []
-        for path in self.paths:
-            try:
-                print("\n".join(describe(path, slide_mpp=self.slide_mpp)))
-            except HistomaeError as error:
-                failures.append(str(error))
-                print(f"{path.name}\n  {error}")
-        if failures:
-            sys.exit(1)
+        _each(
+            [one for path in self.paths for one in contents(path)],
+            lambda path: say("\n".join(describe(path, slide_mpp=self.slide_mpp))),
+            of_one=(HistomaeError,),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Make the synthetic sample slide, with its regions and nuclei."""
+    """Make the synthetic sample slide, with its regions and nuclei.
 
-    folder: Path = Path()
-    """Where to put it."""
+    $ histomae sample --folder sample
+    """
+
+    folder: Folder = Path()
+    """Where to put it; by default here."""
     seed: int = 0
     """Another seed, another slide."""
     mpp: float = 0.5
-    """µm per pixel: 0.5 or 0.25."""
+    """µm per pixel: 0.5, 0.25 or 1."""
 
     def __call__(self) -> None:
         """Make it."""
@@ -319,7 +431,7 @@ class Sample:
 
         sample = sample_slide(self.seed, mpp=self.mpp, folder=self.folder)
         for path in asdict(sample).values():
-            print(path)
+            say(path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,14 +446,14 @@ class Doctor:
         width = max(len(finding.what) for finding in findings)
         for finding in findings:
             mark = "ok  " if finding.healthy else "CURE"
-            print(f"{mark} {finding.what:<{width}}  {finding.state}")
+            say(f"{mark} {finding.what:<{width}}  {finding.state}")
             if not finding.healthy:
-                print(f"     {finding.cure}")
+                say(f"     {finding.cure}")
         if not all(finding.healthy for finding in findings):
             sys.exit(1)
 
 
-COMMANDS = {
+COMMANDS: dict[str, type[Callable[[], None]]] = {
     "pretrain": Pretrain,
     "probe": Probe,
     "predict": Predict,
@@ -353,119 +465,294 @@ COMMANDS = {
 }
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; the entry point of ``histomae``."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a file's name may hold anything
+            stream.reconfigure(errors="backslashreplace")
     try:
-        command = tyro.cli(
-            _any_command(arguments),
-            prog="histomae",
-            description="Masked autoencoders on whole-slide images. For research only: "
-            "this is no medical device.",
-            args=arguments,
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-        command()
+        _command(sys.argv[1:] if arguments is None else list(arguments))()
     except HistomaeError as error:
-        print(f"histomae: {error}", file=sys.stderr)
+        complain(error)
+        sys.exit(1)
+    except BrokenPipeError:  # whoever read what this prints has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        complain(
+            f"{error.filename or 'a file'}: {error.strerror or error}. Check that the "
+            "path is right, that you may use it, and that the disk has room."
+        )
+        sys.exit(1)
+    except (ImportError, RuntimeError) as error:
+        if not isinstance(error, ImportError) and "torchvision" not in str(error):
+            raise
+        complain(
+            f"a library cannot be loaded ({str(error).splitlines()[0]}). Run "
+            "'histomae doctor': it says how to cure it."
+        )
         sys.exit(1)
     except KeyboardInterrupt:
-        print("histomae: stopped.", file=sys.stderr)
+        complain("broken off.")
         sys.exit(130)
 
 
-def _any_command(arguments: list[str]) -> Any:
-    """Return the union of the commands, pretrain's defaults taken from its recipe."""
-    if "--recipe" in arguments[:-1]:
-        name = arguments[arguments.index("--recipe") + 1]
-        pretrain = Pretrain(**vars(load_recipe(name)), recipe=name)
+def _command(arguments: list[str]) -> Callable[[], None]:
+    """Return the command that the arguments name, with its settings."""
+    name = arguments[0] if arguments else ""
+    if name == "--version":
+        return lambda: say(f"histomae {__version__}")
+    if name not in COMMANDS:
+        read = partial(tyro.cli, _any_command(), prog="histomae", description=ABOUT)
+    elif name == "pretrain":
+        read = partial(tyro.cli, Pretrain, default=_pretrain_defaults(arguments[1:]))
     else:
-        pretrain = Pretrain()
-    subcommand = partial(tyro.conf.subcommand, prefix_name=False)
+        read = partial(tyro.cli, COMMANDS[name])
+    if name in COMMANDS:
+        read = partial(read, prog=f"histomae {name}")
+        arguments = arguments[1:]
+    command: Callable[[], None] = read(
+        args=arguments,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),
+    )
+    return command
+
+
+def _pretrain_defaults(arguments: list[str]) -> Pretrain:
+    """Return the settings that options outrank: of a recipe, or of a run to go on."""
+    from histomae.learn.runs import RunFolder
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--recipe", nargs="?")
+    parser.add_argument("--run", nargs="?")
+    known, _ = parser.parse_known_args(arguments)
+    if known.recipe is not None:
+        return Pretrain(**vars(load_recipe(known.recipe)))
+    if known.run is not None and RunFolder(known.run).config_file.exists():
+        begun = RunFolder(known.run).config()
+        return Pretrain(**{**vars(begun), "slides": ()})
+    return Pretrain()
+
+
+def _any_command() -> Any:
+    """Return the union of the commands, for an overview or a complaint."""
     commands = tuple(
-        Annotated[command, subcommand(name)]
-        if command is not Pretrain
-        else Annotated[command, subcommand(name, default=pretrain)]
+        Annotated[
+            command,
+            tyro.conf.subcommand(
+                name,
+                prefix_name=False,
+                description=(command.__doc__ or "").splitlines()[0],
+            ),
+        ]
         for name, command in COMMANDS.items()
     )
     return Union[commands]  # noqa: UP007  (made at run time)
 
 
-def show(work: Generator[Event, None, Result]) -> Result:
-    """Run long work to its end, showing its events as bars and lines."""
-    bars = _Bars()
-    try:
-        while True:
-            try:
-                bars.show(next(work))
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-    finally:
-        bars.close()
+# What the commands share -----------------------------------------------------
 
 
-class _Bars:
-    """One progress bar at a time, and lines above it."""
+def _each(
+    paths: Sequence[Path],
+    do: Callable[[Path], None],
+    *,
+    of_one: tuple[type[HistomaeError], ...] = OF_ONE_SLIDE,
+) -> None:
+    """Do something to each path; go on after those that fail, then exit with 1."""
+    failed = 0
+    for path in paths:
+        try:
+            do(path)
+        except of_one as error:
+            complain(error)
+            failed += 1
+    if failed and len(paths) > 1:
+        complain(f"{failed} of {len(paths)} failed.")
+    if failed:
+        sys.exit(1)
 
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
 
-    def show(self, event: Event) -> None:
-        match event:
-            case Progress():
-                self._move(event.what, event.done, event.total)
-            case Step():
-                self._move("training", event.step, event.total_steps)
-                self._note(f"loss {event.loss:.4f}, {event.images_per_s:.0f} images/s")
-            case Started():
-                self._line(
-                    f"{event.method}: {event.crops} crops, {event.held_out_crops} held "
-                    f"out, at {event.mpp:.3g} µm/px; {event.parameters / 1e6:.1f} M "
-                    f"parameters on {event.device} in {event.precision}"
-                )
-            case HeldOut():
-                self._line(f"step {event.step}: held-out loss {event.loss:.4f}")
-            case Preview() | Saved():
-                self._line(f"step {event.step}: wrote {event.path}")
-            case Note():
-                self._line(event.text)
-            case Finished():
-                self._line(f"{event.reason} at step {event.step}")
+def _told_apart(paths: Sequence[Path]) -> list[Path]:
+    """Return the slides among files and folders; no two may have one name."""
+    from histomae.slides.slide import find_slides
 
-    def _move(self, what: str, done: int, total: int) -> None:
-        if self._bar is None or self._bar.desc != what:
-            self.close()
-            self._bar = tqdm(total=total, desc=what, bar_format=BAR, unit="")
-        self._bar.update(done - self._bar.n)
-
-    def _note(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-
-    def _line(self, text: str) -> None:
-        tqdm.write(text)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    if not paths:
+        raise ConfigError("slides", "none is given. Name slides or a folder.")
+    by_name: dict[str, Path] = {}
+    for path in find_slides(paths):
+        other = by_name.setdefault(path.stem, path)
+        if other != path:
+            raise ConfigError(
+                "slides",
+                f"{other} and {path} would write the same files. Do them one after the "
+                "other, each with its own --out.",
+            )
+    return list(by_name.values())
 
 
 def _encoder(path: Path, device: str) -> TileEncoder:
     """Load an encoder from a checkpoint, or from the last one of a run folder."""
     from histomae.infer.encoder import TileEncoder
+    from histomae.learn.runs import RunFolder
 
     if path.is_dir():
-        path = path / "checkpoints" / "last.safetensors"
+        run = RunFolder(path)
+        if not run.last.exists():
+            raise CheckpointError(
+                f"{path} holds no checkpoint. Give a run folder whose training has "
+                "saved one, or a file."
+            )
+        path = run.last
     return TileEncoder.load(path, device=device)
 
 
-def _slides(paths: tuple[Path, ...], slide_mpp: float | None) -> Iterator[Slide]:
-    """Open the slides among files and folders, one after the other."""
-    from histomae.slides.slide import Slide, find_slides
+def _check_share(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ConfigError(
+            name, f"{value:g} is out of range. Choose a number from 0 to 1."
+        )
 
-    if not paths:
-        raise ConfigError("slides", "none is given. Name slides or a folder.")
-    for path in find_slides(paths):
-        with Slide.open(path, fallback_mpp=slide_mpp) as slide:
-            yield slide
+
+def _forget_unstarted(run: RunFolder) -> None:
+    """Empty the folder of a run that failed before it began, for another try."""
+    if run.last.exists() or any(isinstance(event, Started) for event in run.events()):
+        return
+    for file in (run.config_file, run.events_file, run.crops_file):
+        file.unlink(missing_ok=True)
+    with suppress(OSError):  # something else is in it
+        run.path.rmdir()
+
+
+# Showing ---------------------------------------------------------------------
+
+
+def say(text: object) -> None:
+    """Print a line of results, at once."""
+    print(text, flush=True)
+
+
+def mention(text: str) -> None:
+    """Print a line beside the results."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def complain(error: object) -> None:
+    """Print what went wrong as one line on standard error."""
+    print(f"histomae: {' '.join(str(error).splitlines())}", file=sys.stderr)
+
+
+def show(work: Generator[Event, None, Result]) -> Result:
+    """Run long work to its end, showing its events on standard error."""
+    meter: Meter = Bar() if sys.stderr.isatty() else Lines(sys.stderr)
+    try:
+        while True:
+            try:
+                _show_event(next(work), meter)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+    finally:
+        meter.close()
+        work.close()
+
+
+class Meter(Protocol):
+    """Shows how far work has come."""
+
+    def move(self, what: str, done: int, total: int, told: str) -> None:
+        """Show ``done`` of ``total`` of the work called ``what``, and what is told."""
+
+    def close(self) -> None:
+        """End what is shown."""
+
+
+def _show_event(event: Event, meter: Meter) -> None:
+    match event:
+        case Progress():
+            told = time_left(event.seconds_left)
+            meter.move(event.what, event.done, event.total, told)
+        case Step():
+            pace = f"loss {event.loss:.4f}, {event.images_per_s:.0f} images/s"
+            told = ", ".join(filter(None, [pace, time_left(event.seconds_left)]))
+            meter.move("training", event.step, event.total_steps, told)
+        case Started():
+            begun = f"going on after step {event.step}; " if event.step else ""
+            mention(
+                f"{event.method}: {begun}{event.crops} crops, {event.held_out_crops} "
+                f"held out, at {event.mpp:.3g} µm/px; {event.parameters / 1e6:.1f} M "
+                f"parameters on {event.device} in {event.precision}"
+            )
+        case HeldOut():
+            mention(f"step {event.step}: held-out loss {event.loss:.4f}")
+        case Preview() | Saved():
+            mention(f"step {event.step}: wrote {event.path}")
+        case Note():
+            mention(event.text)
+        case Finished():
+            meter.close()
+            mention(f"{event.reason} at step {event.step}")
+
+
+class Bar:
+    """A moving bar, for a terminal."""
+
+    def __init__(self) -> None:
+        self._bar: tqdm[Any] | None = None
+
+    def move(self, what: str, done: int, total: int, told: str) -> None:
+        """Move the bar; other work gets a new one."""
+        if self._bar is not None and self._bar.desc != what:
+            self._bar.leave = False  # it went over into what comes
+            self.close()
+        if self._bar is None:
+            self._bar = tqdm(
+                desc=what, total=total, initial=done, bar_format=BAR, dynamic_ncols=True
+            )
+        self._bar.set_postfix_str(told, refresh=False)
+        self._bar.update(done - self._bar.n)
+        if done >= total:  # it stays above what comes
+            self.close()
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Lines:
+    """A line every so often, for a file or a pipe."""
+
+    def __init__(
+        self, stream: TextIO, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._stream, self._clock = stream, clock
+        self._last = clock()
+
+    def move(self, what: str, done: int, total: int, told: str) -> None:
+        """Print a line if the last one is old, or the work is done."""
+        now = self._clock()
+        if done < total and now - self._last < LINE_EVERY_S:
+            return
+        self._last = now
+        share = f"{what}: {done} of {total} ({done / max(total, 1):.0%})"
+        line = ", ".join(filter(None, [share, told]))
+        print(line, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is left open."""
+
+
+def time_left(seconds: float | None) -> str:
+    """Return ``4 min left``; empty where it is not known, or nothing is left."""
+    if not seconds or seconds < 1:
+        return ""
+    if seconds < 90:
+        return f"{seconds:.0f} s left"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min left"
+    return f"{seconds / 3600:.1f} h left"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

@@ -60,7 +60,7 @@ class PretrainConfig:
     allow_upsampling: bool = False
     """Permit an mpp finer than the slides have."""
     crops_per_slide: int = 200
-    """Crops drawn from each slide's tissue (METHODS: little overlap between them)."""
+    """Crops drawn at random from each slide's tissue, with little overlap."""
     min_tissue: float = 0.5
     """A crop with a smaller share of tissue is not taken."""
     max_iou: float = 0.25

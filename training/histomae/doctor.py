@@ -8,7 +8,9 @@ import importlib.util
 import platform
 import re
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -79,25 +81,30 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 def _torch_and_torchvision() -> Finding:
     """Import them: a CPU-only torch beside the usual torchvision fails there."""
+    what = "torch and torchvision"
     try:
         importlib.import_module("torchvision")
         importlib.import_module("timm")
-    except (ImportError, RuntimeError, AttributeError) as error:
+    except ModuleNotFoundError as error:
+        cure = f"pip install {error.name}"
+        return Finding(what, f"{error.name} is missing", False, cure)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return Finding(
-            "torch and torchvision",
-            f"do not fit each other ({str(error).splitlines()[0]})",
+            what,
+            f"do not fit each other ({_first_line(error)})",
             False,
             "Install both from the same place: pip install --force-reinstall torch "
             "torchvision",
         )
-    return Finding("torch and torchvision", "fit each other")
+    return Finding(what, "fit each other")
 
 
 def _device() -> Finding:
     try:
         import torch
-    except ImportError as error:
-        return Finding("device", f"unknown: {error}", False, "pip install torch")
+    except (ImportError, OSError) as error:
+        cure = "pip install --force-reinstall torch torchvision"
+        return Finding("device", f"unknown ({_first_line(error)})", False, cure)
     threads = torch.get_num_threads()
     if torch.cuda.is_available():
         return Finding("device", f"cuda: {torch.cuda.get_device_name()}")
@@ -112,26 +119,57 @@ def _openslide() -> Finding:
     except (ImportError, OSError) as error:
         return Finding(
             "OpenSlide",
-            f"cannot be loaded ({str(error).splitlines()[0]})",
+            f"cannot be loaded ({_first_line(error)})",
             False,
-            "pip install openslide-bin",
+            "pip install --force-reinstall openslide-python openslide-bin",
         )
     version = openslide.__library_version__
+    floor, reason = FLOORS["openslide-bin"]
     return Finding(
         "OpenSlide",
         version,
-        _numbers(version) >= (4, 0, 1),
-        'pip install --upgrade "openslide-bin>=4.0.1"',
+        _numbers(version) >= _numbers(floor),
+        f'{reason}: pip install --upgrade "openslide-bin>={floor}"',
     )
 
 
 def _formats() -> Finding:
-    from histomae.slides.slide import SHARED_SUFFIXES, SLIDE_SUFFIXES
+    """Read a slide that is made on the spot, and name the formats."""
+    try:
+        from histomae.slides.slide import SHARED_SUFFIXES, SLIDE_SUFFIXES, Slide
 
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Slide.open(_tiny_slide(Path(folder)), mpp=1.0) as slide,
+        ):
+            slide.read_region((0, 0), (8, 8), 1.0)
+    except (ImportError, OSError, RuntimeError) as error:
+        return Finding(
+            "slide formats",
+            f"a slide made to try cannot be read ({_first_line(error)})",
+            False,
+            "pip install --force-reinstall openslide-python openslide-bin imagecodecs",
+        )
     return Finding(
         "slide formats",
         f"{' '.join(SLIDE_SUFFIXES)}, and {' '.join(SHARED_SUFFIXES)} where tiled",
     )
+
+
+def _tiny_slide(folder: Path) -> Path:
+    import numpy as np
+    import tifffile
+
+    path = folder / "tiny.tiff"
+    pixels = np.full((256, 256, 3), 200, np.uint8)
+    tifffile.imwrite(
+        path, pixels, tile=(256, 256), photometric="rgb", compression="jpeg"
+    )
+    return path
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _qt() -> Finding:

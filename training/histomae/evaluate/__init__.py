@@ -1,0 +1,1 @@
+"""The examination: how good a trained encoder is, and against what."""

@@ -1,0 +1,1 @@
+"""The reading room: a trained encoder looks at a slide."""

@@ -1,0 +1,225 @@
+"""A trained encoder that takes tiles as pictures and gives numbers back.
+
+Load it once, then ask it for embeddings, attention and reconstructions of tiles; the
+rest of the reading room lays the answers over a slide.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from histomae.errors import CheckpointError, ConfigError
+from histomae.infer.reconstruct import (
+    Reconstruction,
+    normalised,
+    reconstruct_tiles,
+)
+from histomae.models.attention import class_attention, iter_attention, rollout
+from histomae.models.checkpoint import (
+    Checkpoint,
+    autoencoder_from,
+    encoder_from,
+    load_checkpoint,
+)
+from histomae.slides.grid import TileSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from histomae.models.attention import Head
+    from histomae.models.mae import MaskedAutoencoder
+    from histomae.models.restore import Statistics
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+#: How a tile's tokens become one vector.
+POOLINGS = ("class_token", "mean")
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Return the device of that name; ``auto``: CUDA, else Apple's GPU, else the CPU.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there.
+    """
+    if name == "auto":
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "device",
+            f"{name!r} is not here ({str(error).splitlines()[0]}). Choose auto or cpu.",
+        ) from error
+    return device
+
+
+class TileEncoder:
+    """A checkpoint, ready to look at tiles.
+
+    Tiles are uint8 (N, H, W, 3) RGB with H = W = ``spec.tile_px``, read at
+    ``spec.mpp``; everything returned is a NumPy array.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.header = checkpoint.header
+        self.encoder_id = checkpoint.encoder_id
+        self.device = device
+        self._autoencoder: MaskedAutoencoder | None = None
+        self._encoder: Any  # timm's VisionTransformer
+        if checkpoint.header.decoder is not None:
+            self._autoencoder = autoencoder_from(checkpoint).to(device)
+            self._encoder = self._autoencoder.encoder
+        else:
+            self._encoder = encoder_from(checkpoint).to(device)
+
+    @classmethod
+    def load(cls, path: Path, *, device: str = "auto") -> TileEncoder:
+        """Read a checkpoint of ours.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is no checkpoint of ours, damaged, or does not fit itself.
+        """
+        return cls(load_checkpoint(path), pick_device(device))
+
+    @property
+    def spec(self) -> TileSpec:
+        """The tiles that it was trained on."""
+        return TileSpec(self.header.tile_px, self.header.mpp)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """(rows, columns) of patches in a tile."""
+        return self.header.encoder.grid_size
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return self.header.encoder.depth
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads in each block."""
+        return self.header.encoder.num_heads
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether it can reconstruct."""
+        return self._autoencoder is not None
+
+    @torch.inference_mode()
+    def embed(self, tiles: Pixels, *, pooling: str = "class_token") -> Floats:
+        """Return one vector per tile, float32 (N, D), after the final norm.
+
+        ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens.
+        """
+        if pooling not in POOLINGS:
+            raise ConfigError(
+                "pooling", f"{pooling!r} is unknown. Choose {' or '.join(POOLINGS)}."
+            )
+        tokens = self._encoder.forward_features(self._images(tiles))
+        prefix = self._encoder.num_prefix_tokens
+        pooled = (
+            tokens[:, 0] if pooling == "class_token" else tokens[:, prefix:].mean(1)
+        )
+        return pooled.float().cpu().numpy()
+
+    @torch.inference_mode()
+    def attention(
+        self, tiles: Pixels, *, block: int = -1, head: Head = "mean"
+    ) -> Floats:
+        """Return where the class token looks, float32 (N, grid_h, grid_w).
+
+        Parameters
+        ----------
+        block
+            Index of the transformer block; -1 is the last.
+        head
+            A head's index, ``mean`` over the heads, or ``rollout`` through all blocks
+            up to this one.
+
+        Raises
+        ------
+        ConfigError
+            If there is no such block or head.
+        """
+        self._check_attention(block, head)
+        # One block at a time: those of a batch together would fill the memory.
+        blocks = islice(
+            iter_attention(self._encoder, self._images(tiles)),
+            block % self.num_blocks + 1,
+        )
+        attentions = (
+            [rollout(blocks)[:, None]] if head == "rollout" else deque(blocks, maxlen=1)
+        )
+        maps = class_attention(
+            attentions,
+            head="mean" if head == "rollout" else head,
+            num_prefix_tokens=self._encoder.num_prefix_tokens,
+            grid_size=self.grid_size,
+        )
+        return maps.float().cpu().numpy()
+
+    def _check_attention(self, block: int, head: Head) -> None:
+        if not -self.num_blocks <= block < self.num_blocks:
+            raise ConfigError(
+                "block",
+                f"{block} is not there. Choose from 0 to {self.num_blocks - 1}.",
+            )
+        heads = ("mean", "rollout", *range(self.num_heads))
+        if head not in heads:
+            raise ConfigError(
+                "head",
+                f"{head!r} is not there. Choose mean, rollout, or from 0 to "
+                f"{self.num_heads - 1}.",
+            )
+
+    def reconstruct(
+        self, tiles: Pixels, masks: Bools, *, statistics: Statistics = "neighbours"
+    ) -> list[Reconstruction]:
+        """Hide patches and predict them; see :func:`reconstruct_tiles`.
+
+        Parameters
+        ----------
+        masks
+            bool (N, grid_h, grid_w), True = hidden, as many hidden in each tile.
+
+        Raises
+        ------
+        CheckpointError
+            If the checkpoint holds no decoder.
+        """
+        if self._autoencoder is None:
+            raise CheckpointError(
+                "This model is an encoder without its decoder, so it cannot "
+                "reconstruct. Choose the run's checkpoints/last.safetensors."
+            )
+        return reconstruct_tiles(
+            self._autoencoder,
+            tiles,
+            masks,
+            mean=self.header.mean,
+            std=self.header.std,
+            statistics=statistics,
+        )
+
+    def _images(self, tiles: Pixels) -> torch.Tensor:
+        return normalised(tiles, self.header.mean, self.header.std, self.device)
