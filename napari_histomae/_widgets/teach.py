@@ -1,0 +1,941 @@
+"""The Teach dock: draw regions, give them classes, train a classifier, see its map."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QHBoxLayout,
+    QLabel,
+    QPushButton,
+    QShortcut,
+    QSizePolicy,
+    QWidget,
+)
+
+from histomae.data.classes import PRESETS
+from histomae.errors import ConfigError, HistomaeError
+from histomae.events import Note, Progress
+from napari_histomae import _layers
+from napari_histomae._book import RegionBook, preset_of
+from napari_histomae._jobs import start_job
+from napari_histomae._session import Session
+from napari_histomae._teaching import (
+    Counts,
+    Drawn,
+    EmbeddingCache,
+    count_tiles,
+    grid_over,
+    read_slide,
+    train_classifier,
+)
+from napari_histomae._widgets.classes import KEYS, ClassTable
+from napari_histomae._widgets.common import (
+    SPACING,
+    ElidedLabel,
+    StateLine,
+    count,
+    dock_layout,
+    human_time,
+    why_disabled,
+)
+from napari_histomae._widgets.model import ModelChooser, newest_models
+from napari_histomae._widgets.scores import ConfusionPlot
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    import napari
+
+    from histomae.events import Event
+    from histomae.infer.predict import Prediction
+    from histomae.models.probe import Probe
+    from histomae.slides.slide import Slide
+    from napari_histomae._jobs import Job
+
+Color = tuple[int, int, int]
+
+OWN = "Own classes"
+#: How a region can be drawn: words, tool of the book, and what the mouse does then.
+TOOL_WORDS = (
+    ("freehand", "lasso", "Hold the mouse button and go around a region of {}."),
+    ("by corners", "corners", "Click each corner around a region of {}; Enter ends."),
+    ("rectangle", "rectangle", "Drag over a region of {}."),
+)
+#: Labelled tiles are counted this much after the last change, ms.
+RECOUNT_MS = 120
+REGION_FILES = "Regions (*.geojson *.json *.geojson.gz *.zip)"
+CLASSIFIER_FILES = "Classifiers (*.safetensors)"
+
+
+class TeachDock(QWidget):
+    """Regions of classes, a classifier of them, and how good it is."""
+
+    def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
+        super().__init__()
+        self._session = Session.of(napari_viewer)
+        self._viewer = self._session.viewer
+        self._book = RegionBook(self._session)
+        self._cache = EmbeddingCache.of(self._session)
+        self._counts: Counts | None = None
+        self._job: Job | None = None
+        self._job_began = 0.0
+        self._notes: list[str] = []
+        self._taught_revision: int | None = None
+        self._docked = False
+        self._keyed: list[Any] = []
+        self._make_fields()
+        self._connect()
+        self._set_first_values()
+        self._lay_out()
+
+    # ---- one paragraph each: fields, connections, first values, layout
+
+    def _make_fields(self) -> None:
+        self.first_step = _FirstStep()
+        self.model = ModelChooser(self._session)
+        self.preset = QComboBox()
+        self.preset.addItems([OWN, *PRESETS])
+        self.preset.setToolTip("Classes to start from. Those in use stay.")
+        self.add_class = _button("+ class", "Add a class and name it.")
+        self.remove_class = _button("Remove", "")
+        self.table = ClassTable()
+        self.draw = _button("Draw region", "")
+        self.draw.setCheckable(True)
+        self.tool = QComboBox()
+        self.tool.addItems([words for words, _, _ in TOOL_WORDS])
+        self.tool.setToolTip("How a region is drawn.")
+        self.select = _button("Select", "Click regions to give them another class.")
+        self.select.setCheckable(True)
+        self.undo = _button("Undo", "")
+        self.hint = ElidedLabel()
+        self.relabel = _button("", "Give the picked regions this class.")
+        self.delete = _button("Delete", "Delete the picked regions.")
+        self.load_regions = _button("Load regions…", "Add regions from GeoJSON.")
+        self.save_regions = _button("Save regions…", "")
+        self.saved = ElidedLabel("kept by themselves")
+        self.train = _button("Train", "Train a classifier on the tiles in the regions.")
+        self.train.setMinimumWidth(90)
+        self.summary = ElidedLabel()
+        self.score = QLabel()
+        self.score.setWordWrap(True)
+        self.score.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.caveat = QLabel()
+        self.caveat.setWordWrap(True)
+        self.caveat.setEnabled(False)
+        self.plot = ConfusionPlot()
+        self.show_map = _button("Show on slide", "Class of every tile on the tissue.")
+        self.save_classifier = _button("Save classifier…", "")
+        self.load_classifier = _button("Load classifier…", "")
+        self.why = ElidedLabel()
+        self.state = StateLine()
+        self._recount = QTimer(self)
+        self._recount.setSingleShot(True)
+        self._recount.setInterval(RECOUNT_MS)
+
+    def _connect(self) -> None:
+        self._book.changed.connect(self._on_book_changed)
+        self._book.picked.connect(self._on_picked)
+        self._book.said.connect(self.state.done)
+        self._book.failed.connect(self.state.failed)
+        self._session.slide_changed.connect(self._on_book_changed)
+        self._session.slides_changed.connect(self._on_layers_changed)
+        self._session.probe_changed.connect(self._on_probe_changed)
+        self._viewer.layers.events.inserted.connect(self._on_layers_changed)
+        self.first_step.button.clicked.connect(self._on_first_step)
+        self.model.ready.connect(self._on_model_ready)
+        self.model.failed.connect(self.state.failed)
+        self.preset.activated.connect(self._on_preset_chosen)
+        self.add_class.clicked.connect(self._on_add_class)
+        self.remove_class.clicked.connect(self._on_remove_class)
+        self.table.picked.connect(self._on_class_picked)
+        self.table.renamed.connect(self._on_class_renamed)
+        self.table.recoloured.connect(self._on_class_recoloured)
+        self.table.numbered.connect(self._on_number)
+        self.draw.clicked.connect(self._on_draw)
+        self.tool.activated.connect(self._on_tool_chosen)
+        self.select.clicked.connect(self._on_select)
+        self.undo.clicked.connect(self._on_undo)
+        self.relabel.clicked.connect(self._on_relabel)
+        self.delete.clicked.connect(self._on_delete)
+        self.load_regions.clicked.connect(self._on_load_regions)
+        self.save_regions.clicked.connect(self._on_save_regions)
+        self.train.clicked.connect(self._on_train)
+        self.show_map.clicked.connect(self._on_show_map)
+        self.save_classifier.clicked.connect(self._on_save_classifier)
+        self.load_classifier.clicked.connect(self._on_load_classifier)
+        self._recount.timeout.connect(self._on_recount)
+        inside = Qt.ShortcutContext.WidgetWithChildrenShortcut
+        undo = QShortcut(QKeySequence.StandardKey.Undo, self)
+        undo.setContext(inside)
+        undo.activated.connect(self._on_undo)
+        for number in range(1, KEYS + 1):
+            key = QShortcut(QKeySequence(str(number)), self)
+            key.setContext(inside)
+            key.activated.connect(partial(self._on_number, number))
+
+    def _set_first_values(self) -> None:
+        self._bind_keys()
+        self._book.sync()
+        self._on_recount()
+        self._on_probe_changed()
+        if not self.state.text:
+            self.state.idle("Nothing is taught yet.")
+
+    def _lay_out(self) -> None:
+        for small in (self.summary, self.saved, self.hint, self.why):
+            small.setSizePolicy(
+                QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred
+            )
+        layout = dock_layout(self)
+        layout.addWidget(self.first_step)
+        layout.addLayout(_row(QLabel("Model"), (self.model, 1)))
+        layout.addLayout(
+            _row(QLabel("Classes"), (self.preset, 1), self.add_class, self.remove_class)
+        )
+        layout.addWidget(self.table)
+        layout.addLayout(
+            _row((self.draw, 1), self.tool, (self.select, 0), (self.undo, 0))
+        )
+        layout.addLayout(_row((self.hint, 1), self.relabel, self.delete))
+        layout.addLayout(_row(self.load_regions, self.save_regions, (self.saved, 1)))
+        layout.addLayout(_row(self.train, (self.summary, 1)))
+        layout.addWidget(self.score)
+        layout.addWidget(self.caveat)
+        layout.addWidget(self.plot, 1)
+        layout.addLayout(
+            _row(self.show_map, self.save_classifier, self.load_classifier)
+        )
+        layout.addWidget(self.why)
+        layout.addStretch(0)
+        layout.addWidget(self.state)
+
+    # ---- what the form says
+
+    @property
+    def book(self) -> RegionBook:
+        """The regions and classes."""
+        return self._book
+
+    @property
+    def slide(self) -> Slide | None:
+        """The slide that is worked on."""
+        return self._session.slide
+
+    @property
+    def class_name(self) -> str:
+        """The class that is drawn with."""
+        return self.table.current
+
+    @property
+    def working(self) -> bool:
+        """Whether a job of this dock runs."""
+        return self._job is not None
+
+    # ---- the state of the form follows
+
+    def _on_book_changed(self) -> None:
+        self._fill_table()
+        self._recount.start()
+        name = preset_of(self._book.classes)
+        self.preset.setCurrentText(name or OWN)
+        self._book.draw_class(self.class_name)
+        self._restyle_map()
+        self._refresh()
+
+    def _fill_table(self) -> None:
+        tiles = self._counts.tiles if self._counts else {}
+        regions = self._book.regions_per_class()
+        self.table.fill(self._book.classes, regions, tiles, self._tile_tip())
+
+    def _tile_tip(self) -> str:
+        spec = self.model.spec
+        if spec is None:
+            return "Tiles inside the regions; a model may choose other tiles."
+        return (
+            f"Tiles inside the regions, {spec.tile_um:.0f} µm wide "
+            f"({spec.tile_px} px at {spec.mpp:.3g} µm), as the model sees them."
+        )
+
+    def _on_recount(self) -> None:
+        self._counts = count_tiles(self._drawn(), self.model.spec, self._book.classes)
+        self._fill_table()
+        self._refresh()
+
+    def _drawn(self) -> list[Drawn]:
+        return [Drawn(one.slide, tuple(one.annotations)) for one in self._book.slides]
+
+    def _refresh(self) -> None:
+        """Enable what can be done, and say why the rest cannot."""
+        self._show_first_step()
+        slide, classes = self.slide, self._book.classes
+        here = self._book.of(slide)
+        no_slide = "" if slide is not None else "Open a slide first."
+        no_class = "" if self.class_name else "Add a class first."
+        some = bool(here and here.annotations)
+        why_disabled(self.draw, no_slide or no_class)
+        why_disabled(self.select, no_slide or ("" if some else "Draw a region first."))
+        self.remove_class.setToolTip(
+            f"Remove {self.class_name}; its regions stay, without a class."
+        )
+        why_disabled(self.remove_class, "" if len(classes) else "There is no class.")
+        what = self._book.can_undo
+        self.undo.setToolTip(f"Undo {what} (Ctrl+Z)")
+        why_disabled(self.undo, "" if what else "There is nothing to undo.")
+        why_disabled(self.load_regions, no_slide)
+        self.save_regions.setToolTip(
+            f"Write the regions of {slide.name if slide else 'the slide'} for QuPath."
+        )
+        why_disabled(
+            self.save_regions,
+            no_slide or ("" if some else "There are no regions on this slide."),
+        )
+        self._refresh_work()
+        self._on_picked()
+
+    def _refresh_work(self) -> None:
+        """Enable what takes time."""
+        busy = "Wait until it is done, or press Cancel." if self.working else ""
+        problem = self._why_not_train()
+        self.train.setText("Cancel" if self.working else "Train")
+        why_disabled(self.train, "" if self.working else problem)
+        self.summary.setText(problem or self._what_is_taught())
+        no_map = self._why_no_map()
+        why_disabled(self.show_map, busy or no_map)
+        no_probe = "" if self._session.probe else "Train first, or load a classifier."
+        why_disabled(self.save_classifier, busy or no_probe)
+        why_disabled(self.load_classifier, busy)
+        self.why.setText("" if self.working else no_map)
+        self.why.setVisible(bool(self.why.text()))
+
+    def _why_not_train(self) -> str:
+        if self.slide is None:
+            return "Open a slide first."
+        if self._session.model_path is None:
+            return "Choose a model first."
+        counts = self._counts
+        if counts is None:
+            return ""
+        refused = f" {counts.refused[0][1]}" if counts.refused else ""
+        taught = counts.taught
+        if not taught:
+            return refused.strip() or "Draw a region of each class first."
+        if len(taught) == 1:
+            return f"Only {taught[0]} is drawn. Draw a second class.{refused}"
+        return ""
+
+    def _what_is_taught(self) -> str:
+        counts = self._counts
+        if counts is None:
+            return ""
+        where = count(counts.slides, "slide")
+        told = f"{count(sum(counts.tiles.values()), 'tile')} on {where}"
+        if self._taught_revision not in (None, self._book.revision):
+            told += ", changed since"
+        if counts.refused:
+            told += f", not {counts.refused[0][0].name}: {counts.refused[0][1]}"
+        if counts.single:
+            told += f" · 1 region only: {', '.join(counts.single)}"
+        return told
+
+    def _why_no_map(self) -> str:
+        if self._session.probe is None:
+            return "Train first, or load a classifier, to see a map."
+        if self.slide is None:
+            return "Open a slide to see a map of it."
+        if self._session.model_path is None:
+            return "Choose the classifier's model to see a map."
+        return ""
+
+    # ---- the first step
+
+    def _show_first_step(self) -> None:
+        slide = self.slide
+        if slide is None:
+            self.first_step.say("Drag a slide in, or", "Open the sample slide")
+        elif not slide.has_mpp:
+            self.first_step.say(
+                f"{slide.name} has no pixel size.", "Enter the pixel size…"
+            )
+        elif self._session.model_path is None:
+            self.first_step.say("First choose what Train made.", "Choose a model…")
+        elif not self._book.slides:
+            self.first_step.say("Then show it what is what.", "Draw a region")
+        else:
+            self.first_step.setVisible(False)
+
+    def _on_first_step(self) -> None:
+        if self.slide is None:
+            self._open_sample()
+        elif not self.slide.has_mpp:
+            self._ask_mpp(self.slide)
+        elif self._session.model_path is not None:
+            self.draw.click()
+        elif newest_models():
+            self.model.showPopup()
+        else:
+            self.model.choose_file()
+
+    def _open_sample(self) -> None:
+        self._start(
+            _sample_path,
+            "Making the sample slide",
+            lambda path: self._session.open_paths([path]),
+            said="The sample slide is open. It is synthetic.",
+        )
+
+    def _ask_mpp(self, slide: Slide) -> None:
+        from napari_histomae._widgets.mpp import ask_mpp
+
+        answer = ask_mpp(slide, self)
+        if answer is not None:
+            self._session.settle_mpp(slide, answer)
+
+    # ---- the model
+
+    def _on_model_ready(self) -> None:
+        self._on_recount()
+
+    # ---- classes
+
+    def _on_preset_chosen(self) -> None:
+        self._book.use_preset(self.preset.currentText())
+
+    def _on_add_class(self) -> None:
+        name = self._book.add_class()
+        self.table.edit_name(name)
+
+    def _on_remove_class(self) -> None:
+        name = self.class_name
+        left = self._book.remove_class(name)
+        regions = f" Its {count(left, 'region')} stay without a class." if left else ""
+        self.state.done(f"{name} is removed.{regions} Undo brings it back.")
+
+    def _on_class_picked(self, name: str) -> None:
+        self._book.draw_class(name)
+        self._on_picked()
+        self._refresh()
+
+    def _on_class_renamed(self, old: str, new: str) -> None:
+        try:
+            self._book.rename_class(old, new)
+        except ConfigError as error:
+            self.state.failed(f"{old} keeps its name: {error.reason}")
+
+    def _on_class_recoloured(self, name: str, color: Color) -> None:
+        self._book.recolour_class(name, color)
+
+    # ---- drawing
+
+    def _on_draw(self) -> None:
+        if self.draw.isChecked() and self.slide is not None:
+            self._book.draw(self.slide, self.class_name, self._tool())
+        else:
+            self._book.stop_drawing()
+        self._on_picked()
+
+    def _on_tool_chosen(self) -> None:
+        if self.draw.isChecked():
+            self._on_draw()
+
+    def _on_select(self) -> None:
+        if self.select.isChecked() and self.slide is not None:
+            self._book.draw(self.slide, self.class_name, "select")
+        else:
+            self._book.stop_drawing()
+        self._on_picked()
+
+    def _tool(self) -> str:
+        return TOOL_WORDS[self.tool.currentIndex()][1]
+
+    def _on_picked(self) -> None:
+        """Say what the mouse does, and what can be done with what is picked."""
+        mode = self._book.mode(self.slide)
+        self.draw.setChecked(mode in {tool for _, tool, _ in TOOL_WORDS})
+        self.select.setChecked(mode == "select")
+        here = self._book.of(self.slide)
+        picked = len(here.selected) if here else 0
+        for button in (self.relabel, self.delete):
+            button.setVisible(bool(picked))
+        self.relabel.setText(f"Make {_cut(self.class_name)}")
+        if picked:
+            self.hint.setText(f"{count(picked, 'region')} picked")
+        elif mode == "select":
+            self.hint.setText("Click a region; Shift+click adds one.")
+        elif self.draw.isChecked():
+            words = next(words for _, tool, words in TOOL_WORDS if tool == mode)
+            self.hint.setText(words.format(self.class_name))
+        else:
+            self.hint.setText("or point at a tile and press 1–9")
+
+    def _on_relabel(self) -> None:
+        if self.slide is not None:
+            number = self._book.relabel_selected(self.slide, self.class_name)
+            self.state.done(f"{count(number, 'region')} made {self.class_name}.")
+
+    def _on_delete(self) -> None:
+        if self.slide is not None:
+            number = self._book.delete_selected(self.slide)
+            self.state.done(f"{count(number, 'region')} deleted. Undo brings it back.")
+
+    def _on_undo(self) -> None:
+        if self._book.drawing:
+            self.state.idle("A region is half drawn. Finish it first: press Enter.")
+            return
+        what = self._book.undo()
+        self.state.done(f"Undone: {what}." if what else "There is nothing to undo.")
+
+    def _on_number(self, number: int) -> None:
+        """Give the tile under the mouse, or what is picked, the class of a key."""
+        names = self._book.classes.names
+        if self.slide is None or number > len(names):
+            return
+        name = names[number - 1]
+        if self._book.drawing:
+            self.state.idle("A region is half drawn. Finish it first: press Enter.")
+            return
+        here = self._book.of(self.slide)
+        if here is not None and here.selected:
+            changed = self._book.relabel_selected(self.slide, name)
+            self.state.done(f"{count(changed, 'region')} made {name}.")
+            return
+        try:
+            grid = grid_over(self.slide, self.model.spec)
+        except HistomaeError as error:
+            self.state.failed(error)
+            return
+        place = _layers.l0_from_world(self.slide, self._viewer.cursor.position[-2:])
+        cell = grid.cell_at((float(place[0]), float(place[1])))
+        if cell is None:
+            self.state.idle("There is no tile under the mouse. Point at the slide.")
+            return
+        self.state.done(self._book.label_tile(self.slide, grid.box_l0(*cell), name))
+
+    # ---- keys over the picture
+
+    def _bind_keys(self) -> None:
+        """Bind the keys on the viewer, and on our layers: theirs would come first."""
+        self._unbind_keys()
+        ours = [x for x in self._viewer.layers if _layers.entry_of(x)]
+        for one in (self._viewer, *ours):
+            for number in range(1, KEYS + 1):
+                call = _key_answer(partial(self._on_number, number))
+                one.bind_key(str(number), call, overwrite=True)
+            one.bind_key("Control-Z", _key_answer(self._on_undo), overwrite=True)
+            self._keyed.append(one)
+
+    def _unbind_keys(self) -> None:
+        for one in self._keyed:
+            for key in (*map(str, range(1, KEYS + 1)), "Control-Z"):
+                one.bind_key(key, None)
+        self._keyed = []
+
+    def _on_layers_changed(self) -> None:
+        if self._keyed:
+            self._bind_keys()
+        self._refresh()
+
+    # ---- files of regions
+
+    def _on_load_regions(self) -> None:
+        slide = self.slide
+        if slide is None:
+            return
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, f"Regions of {slide.name}", str(slide.path.parent), REGION_FILES
+        )
+        if chosen:
+            self.load_regions_from(Path(chosen))
+
+    def load_regions_from(self, path: Path) -> None:
+        """Add the regions of a file to the slide that is worked on."""
+        if self.slide is None:
+            return
+        try:
+            number = self._book.load(self.slide, path)
+        except HistomaeError as error:
+            self.state.failed(error)
+            return
+        self.state.done(f"{count(number, 'region')} loaded from {path.name}.")
+
+    def _on_save_regions(self) -> None:
+        slide = self.slide
+        if slide is None:
+            return
+        suggested = slide.path.with_name(f"{slide.name}-regions.geojson")
+        chosen, _ = QFileDialog.getSaveFileName(
+            self, f"Regions of {slide.name}", str(suggested), "GeoJSON (*.geojson)"
+        )
+        if chosen:
+            self.save_regions_to(_with_suffix(Path(chosen), ".geojson"))
+
+    def save_regions_to(self, path: Path) -> None:
+        """Write the regions of the slide that is worked on, for QuPath."""
+        if self.slide is None:
+            return
+        try:
+            number = self._book.save_as(self.slide, path)
+        except OSError as error:
+            self.state.failed(_not_written(path, error))
+            return
+        self.state.done(f"{count(number, 'region')} written to {path.name}.")
+
+    # ---- work that takes time
+
+    def _start(
+        self,
+        make: Callable[[], Generator[Event, None, Any]],
+        name: str,
+        on_done: Callable[[Any], Any],
+        *,
+        said: str = "",
+    ) -> None:
+        self._notes = []
+        self._job_began = time.monotonic()
+        self.state.working(f"{name}…")
+
+        def done(result: Any) -> None:
+            self._end_job()
+            if said:
+                self.state.done(said)
+            on_done(result)
+            self._refresh()
+
+        self._job = start_job(
+            self,
+            make,
+            name=name,
+            on_event=self._on_event,
+            on_done=done,
+            on_failed=self._on_job_failed,
+            on_cancelled=self._on_job_cancelled,
+        )
+        self._refresh()
+
+    def _end_job(self) -> None:
+        self._job = None
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self._notes.append(event.text)
+        elif isinstance(event, Progress) and not self._is_cancelling():
+            self.state.working(_told(event), event.done, event.total)
+
+    def _is_cancelling(self) -> bool:
+        return self._job is not None and self._job.cancelling
+
+    def _on_job_failed(self, error: Exception) -> None:
+        self._end_job()
+        self.state.failed(error)
+        self._refresh()
+
+    def _on_job_cancelled(self) -> None:
+        self._end_job()
+        self.state.idle("Cancelled. Nothing was changed.")
+        self._refresh()
+
+    def _cancel(self) -> None:
+        if self._job is not None:
+            self.state.working("Cancelling…")
+            self._job.cancel()
+
+    # ---- the classifier
+
+    def _on_train(self) -> None:
+        if self.working:
+            self._cancel()
+            return
+        drawn, classes = self._drawn(), self._book.classes
+        load = partial(self._session.encoder, self._session.model_path)
+        revision = self._book.revision
+        self._start(
+            lambda: train_classifier(load, drawn, classes, self._cache),
+            "Training the classifier",
+            lambda probe: self._on_trained(probe, revision),
+        )
+
+    def _on_trained(self, probe: Probe, revision: int) -> None:
+        self._taught_revision = revision
+        self._session.use_probe(probe)
+        took = time.monotonic() - self._job_began
+        tiles = sum(probe.scores.get("tiles", {}).values())
+        told = f"Trained on {count(tiles, 'tile')} in {took:.0f} s."
+        self.state.done(" ".join([told, *self._notes]))
+
+    def _on_probe_changed(self) -> None:
+        probe = self._session.probe
+        if probe is None:
+            self.score.setText("")
+            self.plot.show_scores([], None, {})
+        else:
+            scores = probe.scores
+            self.score.setText(_score_text(scores, self._session.probe_path))
+            self.score.setToolTip(_score_tip(scores))
+            self.caveat.setText(scores.get("caveat", ""))
+            self.plot.show_scores(
+                probe.class_names, scores.get("confusion"), scores.get("tiles", {})
+            )
+        self.score.setVisible(probe is not None)
+        self.plot.setVisible(bool(probe and probe.scores.get("confusion")))
+        self.caveat.setVisible(bool(probe is not None and self.caveat.text()))
+        self._refresh()
+
+    def _on_save_classifier(self) -> None:
+        slide = self.slide
+        folder = self._session.study_folder(slide) if slide else Path.home()
+        folder.mkdir(parents=True, exist_ok=True)
+        chosen, _ = QFileDialog.getSaveFileName(
+            self,
+            "Save the classifier",
+            str(folder / "classifier.safetensors"),
+            CLASSIFIER_FILES,
+        )
+        if chosen:
+            self.save_classifier_to(_with_suffix(Path(chosen), ".safetensors"))
+
+    def save_classifier_to(self, path: Path) -> None:
+        """Write the classifier in use to a file."""
+        probe = self._session.probe
+        if probe is None:
+            return
+        try:
+            probe.save(path)
+        except OSError as error:
+            self.state.failed(_not_written(path, error))
+            return
+        self._session.use_probe(probe, path)
+        self.state.done(f"The classifier is saved as {path.name}.")
+
+    def _on_load_classifier(self) -> None:
+        slide = self.slide
+        folder = self._session.study_folder(slide) if slide else Path.home()
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "Load a classifier", str(folder), CLASSIFIER_FILES
+        )
+        if chosen:
+            self.load_classifier_from(Path(chosen))
+
+    def load_classifier_from(self, path: Path) -> None:
+        """Use the classifier of a file."""
+
+        def read() -> Generator[Event, None, Any]:
+            from histomae.models.probe import Probe
+
+            yield from ()
+            return Probe.load(path)
+
+        def loaded(probe: Probe) -> None:
+            self._taught_revision = None
+            self._session.use_probe(probe, path)
+            names = ", ".join(probe.class_names)
+            self.state.done(f"{path.name} is in use: {names}.")
+
+        self._start(read, f"Loading {path.name}", loaded)
+
+    # ---- the map
+
+    def _on_show_map(self) -> None:
+        slide, probe = self.slide, self._session.probe
+        if slide is None or probe is None:
+            return
+        load = partial(self._session.encoder, self._session.model_path)
+        self._start(
+            lambda: read_slide(load, probe, slide, self._cache),
+            f"Reading {slide.name}",
+            partial(self._on_read, slide, probe),
+        )
+
+    def _on_read(self, slide: Slide, probe: Probe, prediction: Prediction) -> None:
+        if slide not in self._session.slides:
+            self.state.idle(f"{slide.name} was closed meanwhile. Open it again.")
+            return
+        _layers.show_classes(
+            self._viewer,
+            slide,
+            prediction.class_map(),
+            map_name(slide),
+            prediction.class_names,
+            self._colours_now(probe),
+        )
+        self._book.raise_layers()
+        if self._session.probe is not probe:
+            self._session.use_probe(probe)
+        areas = prediction.area_mm2()
+        told = " · ".join(f"{name} {area:.2g} mm²" for name, area in areas.items())
+        self.state.done(f"{told}. The map lies on {slide.name}.")
+
+    def _colours_now(self, probe: Probe) -> list[Color]:
+        """Return a probe's colours; those of the table where it knows the class."""
+        classes = self._book.classes
+        return [
+            classes.color_of(name) if name in classes.names else own
+            for name, own in zip(probe.class_names, probe.class_colors, strict=True)
+        ]
+
+    def _restyle_map(self) -> None:
+        """Give a class the same colour on the map as in the table."""
+        probe = self._session.probe
+        if probe is None:
+            return
+        colours = self._colours_now(probe)
+        if list(probe.class_colors) == colours:
+            return
+        from dataclasses import replace
+
+        self._session.use_probe(
+            replace(probe, class_colors=tuple(colours)), self._session.probe_path
+        )
+        for slide in self._session.slides:
+            for layer in _layers.layers_of(self._viewer, slide, "classes"):
+                if layer.name == map_name(slide):
+                    _layers.restyle_classes(layer, colours)
+
+    # ---- coming and going
+
+    def showEvent(self, event: Any) -> None:
+        """Take the keys while the dock is in front."""
+        super().showEvent(event)
+        if not self._book.is_closed and not self._keyed:
+            self._bind_keys()
+
+    def hideEvent(self, event: Any) -> None:
+        """Give the keys back, and save: this may be the end."""
+        super().hideEvent(event)
+        self._unbind_keys()
+        self._book.save()
+
+    def closeEvent(self, event: Any) -> None:
+        """Save, stop, and let go of everything."""
+        self.shut()
+        super().closeEvent(event)
+
+    def event(self, event: QEvent) -> bool:
+        """Shut when the dock is taken out of the window."""
+        if event.type() == QEvent.Type.ParentChange:
+            if self.parent() is None and self._docked:
+                self.shut()
+            self._docked = self.parent() is not None
+        return bool(super().event(event))
+
+    def shut(self) -> None:
+        """Save the regions, stop the work, listen no more."""
+        if self._book.is_closed:
+            return
+        self._book.stop_drawing()
+        self._book.close()
+        self._unbind_keys()
+        self._recount.stop()
+        if self._job is not None:
+            self._job.silence()
+            self._job.cancel()
+        self.model.shut()
+        self._session.slide_changed.disconnect(self._on_book_changed)
+        self._session.slides_changed.disconnect(self._on_layers_changed)
+        self._session.probe_changed.disconnect(self._on_probe_changed)
+        self._viewer.layers.events.inserted.disconnect(self._on_layers_changed)
+
+
+class _FirstStep(QWidget):
+    """What to do first, and the button that does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.label = QLabel()
+        self.label.setWordWrap(True)
+        self.button = QPushButton()
+        row = QHBoxLayout(self)
+        row.setContentsMargins(0, 0, 0, 0)
+        row.setSpacing(SPACING)
+        row.addWidget(self.label, 1)
+        row.addWidget(self.button)
+
+    def say(self, text: str, button: str) -> None:
+        """Show the step."""
+        self.label.setText(text)
+        self.button.setText(button)
+        self.setVisible(True)
+
+
+def map_name(slide: Slide) -> str:
+    """Return the name of the layer with the map of classes of a slide."""
+    return f"{slide.name} · classes"
+
+
+def _sample_path() -> Generator[Event, None, Path]:
+    """Make the sample slide, unless it is there."""
+    from histomae.slides.sample import sample_slide
+
+    yield Progress("making the sample slide", 0, 0)
+    return Path(sample_slide().slide_path)
+
+
+def _told(event: Progress) -> str:
+    """Return a progress in words."""
+    told = f"{event.what.capitalize()} · {event.done:,} of {event.total:,}"
+    if event.per_s:
+        told += f" · {event.per_s:.0f}/s"
+    if event.seconds_left:
+        told += f" · {human_time(event.seconds_left)}"
+    return told
+
+
+def _score_text(scores: dict[str, Any], path: Path | None) -> str:
+    """Return how good a classifier is, and how that was measured."""
+    told = scores.get("summary") or "This file does not say how good the classifier is."
+    return f"{path.name}: {told}" if path is not None else str(told)
+
+
+def _score_tip(scores: dict[str, Any]) -> str:
+    regions, tiles = scores.get("regions", {}), scores.get("tiles", {})
+    lines = [
+        f"{name}: {count(regions.get(name, 0), 'region')}, {count(number, 'tile')}"
+        for name, number in tiles.items()
+    ]
+    return "\n".join(lines)
+
+
+def _not_written(path: Path, error: OSError) -> str:
+    reason = error.strerror or type(error).__name__
+    return f"{path.name} could not be written ({reason}). Choose another folder."
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    return path if path.suffix else path.with_suffix(suffix)
+
+
+def _cut(name: str, most: int = 16) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def _key_answer(call: Callable[[], None]) -> Callable[[Any], None]:
+    """Return what napari calls for a key; it must be a function, with a name."""
+
+    def answer(_where: Any) -> None:
+        call()
+
+    return answer
+
+
+def _button(text: str, tip: str) -> QPushButton:
+    button = QPushButton(text)
+    button.setToolTip(tip)
+    button.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)
+    return button
+
+
+def _row(*widgets: QWidget | tuple[QWidget, int]) -> QHBoxLayout:
+    """Return widgets side by side, each with its stretch."""
+    row = QHBoxLayout()
+    row.setContentsMargins(0, 0, 0, 0)
+    row.setSpacing(SPACING)
+    for one in widgets:
+        widget, stretch = one if isinstance(one, tuple) else (one, 0)
+        row.addWidget(widget, stretch)
+    return row

@@ -1,0 +1,188 @@
+"""Looks at the tile that was clicked, in the background, and shows it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QObject, Signal
+
+from napari_histomae import _layers, _review, _review_layers
+from napari_histomae._jobs import start_job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from qtpy.QtWidgets import QWidget
+
+    from histomae.events import Event
+    from histomae.infer.closeup import CloseUp
+    from histomae.infer.predict import Prediction
+    from histomae.models.checkpoint import CheckpointHeader
+    from histomae.slides.slide import Slide
+    from napari_histomae._jobs import Job
+    from napari_histomae._session import Session
+    from napari_histomae._widgets.tile_panel import TilePanel
+
+
+class TileLooker(QObject):
+    """The tile that is looked at closely, in the panel and on the slide.
+
+    Signals
+    -------
+    failed
+        A tile could not be looked at: the exception, or a sentence.
+    """
+
+    failed = Signal(object)
+
+    def __init__(self, session: Session, panel: TilePanel, parent: QWidget) -> None:
+        super().__init__(parent)
+        self.closeup: CloseUp | None = None
+        self._session = session
+        self._panel = panel
+        self._widget = parent
+        self._slide: Slide | None = None
+        self._num_blocks = 1
+        self._job: Job | None = None
+        panel.look_changed.connect(self._on_look_changed)
+        panel.shown_changed.connect(self._show_layers)
+
+    @property
+    def looking(self) -> bool:
+        """Whether a tile is being looked at."""
+        return self._job is not None
+
+    def use_model(self, header: CheckpointHeader | None) -> None:
+        """Look with another model from now on."""
+        self._num_blocks = header.encoder.depth if header else 1
+        self.forget()
+        self._panel.set_model(header)
+
+    def on_click(self, world_yx: tuple[float, float]) -> None:
+        """Look at the tile that was clicked, if it is one of the slide."""
+        if self._session.slide is not None:
+            x, y = _layers.l0_from_world(self._session.slide, world_yx)
+            self.look_at((float(x), float(y)))
+
+    def look_at(
+        self, place: tuple[float, float] | tuple[int, int], *, is_cell: bool = False
+    ) -> None:
+        """Look at the tile at a place of the session's slide.
+
+        Parameters
+        ----------
+        place
+            Level-0 (x, y); or, if ``is_cell``, (row, column) of the tile grid.
+        """
+        slide, path = self._session.slide, self._session.model_path
+        if slide is None:
+            return
+        if path is None:
+            self.failed.emit("Choose a model first: it is what looks at the tile.")
+            return
+        session, probe, look = self._session, self._session.probe, self._panel.look
+        self._start(
+            slide,
+            lambda: _review.look_at(
+                lambda: session.encoder(path),
+                probe,
+                slide,
+                place,
+                look,
+                is_cell=is_cell,
+            ),
+        )
+
+    def look_again(self) -> None:
+        """Look at the same tile with what holds now, such as another classifier."""
+        if self.closeup is not None and self._slide is self._session.slide:
+            self.look_at(self.closeup.cell, is_cell=True)
+
+    def step(self, prediction: Prediction, by: int) -> None:
+        """Go to the next (1) or the previous (-1) tile, from the least certain on."""
+        slide = self._session.slide
+        cells = prediction.cells[prediction.least_confident()].tolist()
+        if slide is None or not cells:
+            return
+        here = list(self.closeup.cell) if self.closeup is not None else None
+        at = cells.index(here) + by if here in cells else 0
+        row, col = cells[min(max(at, 0), len(cells) - 1)]
+        box_l0 = prediction.grid.box_l0(row, col)
+        _layers.look_at(self._session.viewer, slide, box_l0)
+        self.look_at((row, col), is_cell=True)
+
+    def keep_only(self, slide: Slide | None) -> None:
+        """Forget the tile if it lies on another slide."""
+        if self._slide is not None and self._slide is not slide:
+            self.forget()
+
+    def forget(self) -> None:
+        """Show no tile any more."""
+        self.stop()
+        slide, self._slide, self.closeup = self._slide, None, None
+        self._panel.clear()
+        if slide is not None and slide in self._session.slides:
+            _review_layers.remove_closeup(self._session.viewer, slide)
+
+    def stop(self) -> None:
+        """Give up the tile that is being looked at."""
+        if self._job is not None:
+            self._job.silence()
+            self._job.cancel()
+            self._job = None
+
+    # ---- in the background
+
+    def _start(
+        self, slide: Slide, work: Callable[[], Generator[Event, None, Any]]
+    ) -> None:
+        """Begin to look; an earlier look is given up for it."""
+        self.stop()
+        self._job = start_job(
+            self._widget,
+            work,
+            name="Looking at a tile",
+            on_done=lambda closeup: self._on_done(slide, closeup),
+            on_failed=self._on_failed,
+        )
+
+    def _on_look_changed(self) -> None:
+        closeup, slide, path = self.closeup, self._slide, self._session.model_path
+        if closeup is None or slide is None or path is None:
+            return
+        session, look = self._session, self._panel.look
+        self._start(
+            slide,
+            lambda: _review.look_once_more(
+                lambda: session.encoder(path), closeup, look
+            ),
+        )
+
+    def _on_done(self, slide: Slide, closeup: CloseUp | None) -> None:
+        self._job = None
+        if closeup is None or slide not in self._session.slides:
+            return
+        self.keep_only(slide)
+        self.closeup, self._slide = closeup, slide
+        probe = self._session.probe
+        self._panel.show_tile(
+            closeup,
+            probe.class_names if probe else (),
+            probe.class_colors if probe else (),
+        )
+        self._show_layers()
+
+    def _on_failed(self, error: Exception) -> None:
+        self._job = None
+        self.failed.emit(error)
+
+    def _show_layers(self) -> None:
+        if self.closeup is not None and self._slide is not None:
+            _review_layers.show_closeup(
+                self._session.viewer,
+                self._slide,
+                self.closeup,
+                self._num_blocks,
+                attention=self._panel.attention_shown,
+                reconstruction=self._panel.redrawn_shown,
+            )

@@ -1,0 +1,218 @@
+"""Opening slides in napari: what is claimed, and what is said when it fails."""
+
+import pickle
+import shutil
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from napari_histomae import _reader
+from napari_histomae._reader import NOTHING, get_reader, read_slides
+from napari_histomae._session import Session
+
+#: Of the slide in conftest.py.
+MPP_X, MPP_Y = 0.4, 0.5
+
+
+def open_in(viewer, path):
+    return viewer.open(str(path), plugin="napari-histomae")
+
+
+@pytest.mark.parametrize(
+    "suffix", ["svs", "ndpi", "mrxs", "scn", "bif", "svslide", "vms", "vmu", "SVS"]
+)
+def test_slide_suffixes_are_claimed_unseen(tmp_path, suffix):
+    assert get_reader(str(tmp_path / f"any.{suffix}")) is read_slides
+
+
+def test_shared_suffixes_are_claimed_only_for_slides(tmp_path, slide_path):
+    assert get_reader(str(slide_path)) is read_slides
+    plain = tmp_path / "photo.tif"
+    Image.new("RGB", (20, 20)).save(plain)
+    assert get_reader(str(plain)) is None
+    (tmp_path / "text.dcm").write_text("no DICOM")
+    assert get_reader(str(tmp_path / "text.dcm")) is None
+    assert get_reader(str(tmp_path / "missing.tiff")) is None
+
+
+def test_folders_are_claimed_if_they_hold_slides(tmp_path, slide_path):
+    assert get_reader(str(slide_path.parent)) is read_slides
+    (tmp_path / "notes.txt").write_text("nothing")
+    assert get_reader(str(tmp_path)) is None
+
+
+@pytest.mark.parametrize("path", ["", "\0", "no/such/file.png", []])
+def test_asking_never_raises(path):
+    assert get_reader(path) is None
+
+
+def test_a_list_is_claimed_if_all_are_slides(slide_path, tmp_path):
+    assert get_reader([str(slide_path), "b.svs"]) is read_slides
+    assert get_reader([str(slide_path), "b.png"]) is None
+
+
+def test_a_slide_opens_in_micrometres(viewer, slide_path, complaints):
+    (layer,) = open_in(viewer, slide_path)
+    assert layer.scale == pytest.approx((MPP_Y, MPP_X))
+    assert np.asarray(layer.data[-1])[0, 0].tolist() == [245, 245, 245]
+    assert len(layer.data) == 2
+    assert pickle.loads(pickle.dumps(layer.metadata)) == layer.metadata
+    assert complaints.texts == []
+
+
+class TestRefusals:
+    """Each gives one clear sentence, adds nothing and raises nothing."""
+
+    def one_sentence(self, viewer, path, complaints):
+        assert open_in(viewer, path) == []
+        assert len(viewer.layers) == 0
+        (said,) = complaints.texts
+        assert path.name in said
+        assert said.count("\n") == 0
+        assert "Traceback" not in said
+        return said
+
+    @pytest.mark.real_data
+    @pytest.mark.parametrize("name", ["histolab_broken.svs", "unreadable.svs"])
+    def test_broken_slides(self, viewer, shared_data, complaints, name):
+        path = shared_data / "slides" / "broken" / name
+        assert get_reader(str(path)) is read_slides
+        self.one_sentence(viewer, path, complaints)
+
+    @pytest.mark.real_data
+    def test_every_broken_file_is_refused_or_left_to_others(
+        self, viewer, shared_data, complaints
+    ):
+        claimed = 0
+        for path in sorted((shared_data / "slides" / "broken").iterdir()):
+            if get_reader(str(path)) is None:
+                continue
+            claimed += 1
+            assert read_slides(str(path)) == NOTHING
+            assert len(complaints.texts) == claimed
+        assert claimed >= 2
+
+    def test_an_empty_file(self, viewer, tmp_path, complaints):
+        (tmp_path / "empty.svs").touch()
+        self.one_sentence(viewer, tmp_path / "empty.svs", complaints)
+
+    def test_a_png_called_svs(self, viewer, tmp_path, complaints):
+        Image.new("RGB", (99, 99)).save(tmp_path / "picture.svs", format="png")
+        said = self.one_sentence(viewer, tmp_path / "picture.svs", complaints)
+        assert "no slide that OpenSlide reads" in said
+
+    def test_a_missing_file(self, complaints, tmp_path):
+        assert read_slides(str(tmp_path / "gone.svs")) == NOTHING
+        assert "does not exist" in complaints.texts[0]
+
+    def test_a_folder_without_slides(self, complaints, tmp_path):
+        assert read_slides(str(tmp_path)) == NOTHING
+        assert "holds no slide" in complaints.texts[0]
+
+    def test_a_good_slide_beside_a_bad_one_is_opened(
+        self, complaints, tmp_path, slide_path
+    ):
+        (tmp_path / "bad.svs").touch()
+        shutil.copy(slide_path, tmp_path / "good.tiff")
+        (only,) = read_slides([str(tmp_path / "bad.svs"), str(tmp_path / "good.tiff")])
+        assert only[1]["name"] == "good"
+        assert len(complaints.texts) == 1
+
+
+def test_a_slide_deleted_while_open_turns_grey_and_says_so_once(
+    viewer, tmp_path, complaints, write_slide, tissue_like
+):
+    path = write_slide(tmp_path / "doomed.tiff", tissue_like(3000, 2500))
+    (layer,) = open_in(viewer, path)
+    path.unlink()
+    for left in range(0, 2500, 512):
+        piece = layer.data[0][2000:2100, left : left + 100]
+        assert piece.shape == (100, 100, 3)
+    # Systems that keep the file until it is closed may still read it; none may crash.
+    assert len(complaints.texts) <= 1
+    slide = Session.of(viewer).slide
+    slide.close()
+    assert np.asarray(layer.data[0][0:9, 600:609]).tolist() == [[[128] * 3] * 9] * 9
+    assert np.asarray(layer.data[1][0:9, 600:609]).tolist() == [[[128] * 3] * 9] * 9
+    assert len(complaints.texts) == 1
+    assert "grey" in complaints.texts[0]
+
+
+class TestPixelSize:
+    """A slide that does not tell its pixel size: asked once, never guessed."""
+
+    @pytest.fixture
+    def asked(self, monkeypatch):
+        answers = []
+
+        def ask(slide, parent=None):
+            answers.append(slide.name)
+            slide.settle_mpp(0.25)
+            return 0.25
+
+        monkeypatch.setattr("napari_histomae._widgets.mpp.ask_mpp", ask)
+        return answers
+
+    def test_is_asked_once_and_remembered(self, viewer, bare_path, asked):
+        (layer,) = open_in(viewer, bare_path)
+        assert layer.scale == pytest.approx((0.25, 0.25))
+        assert layer.metadata["histomae"]["mpp_source"] == "given"
+        (again,) = open_in(viewer, bare_path)
+        assert again.scale == pytest.approx((0.25, 0.25))
+        assert again.metadata["histomae"]["mpp_source"] == "remembered"
+        assert asked == ["bare"]
+
+    def test_unanswered_it_opens_in_pixels(self, viewer, bare_path, monkeypatch):
+        monkeypatch.setattr(
+            "napari_histomae._widgets.mpp.ask_mpp", lambda slide, parent=None: None
+        )
+        (layer,) = open_in(viewer, bare_path)
+        assert layer.scale == pytest.approx((1, 1))
+        assert not Session.of(viewer).slide.has_mpp
+
+    def test_is_not_asked_where_nobody_can_answer(self, bare_path, asked, qapp):
+        (layer,) = read_slides(str(bare_path))
+        assert asked == []
+        assert layer[1]["units"] == ("pixel", "pixel")
+
+    @pytest.mark.real_data
+    def test_an_unbelievable_one_is_asked_for(self, viewer, shared_data, asked):
+        open_in(viewer, shared_data / "slides" / "small" / "boxes.tiff")
+        assert asked == ["boxes"]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("name", "levels", "mpp"),
+    [
+        ("CMU-1-Small-Region/CMU-1-Small-Region.svs", 3, 0.499),
+        ("CMU-1-Small-Region-DICOM", 3, 0.499),
+        ("her2st/her2st-C2.tiff", 5, 0.69),
+    ],
+)
+def test_real_slides_open_fast(viewer, shared_data, complaints, name, levels, mpp):
+    path = shared_data / "slides" / name
+    assert get_reader(str(path)) is read_slides
+    begin = time.monotonic()
+    (layer,) = open_in(viewer, path)
+    assert time.monotonic() - begin < 5
+    assert len(layer.data) == levels
+    assert layer.scale == pytest.approx((mpp, mpp), rel=1e-3)
+    assert complaints.texts == []
+
+
+def test_pixels_are_tried_in_two_places(monkeypatch, slide):
+    from histomae.errors import SlideError
+
+    tried = []
+
+    def read(xy_l0, size_px, factor_xy):
+        tried.append(xy_l0)
+        if len(tried) == 1:
+            raise SlideError("A damaged spot. Copy it again.")
+
+    monkeypatch.setattr(slide, "read_scaled", read)
+    _reader._try_pixels(slide)
+    assert len(tried) == 2
