@@ -433,8 +433,9 @@ class RegionBook:
         self._take_new_names()
         for one in self._regions.values():
             one.recolour()
-        self._last = self._state()
-        self.revision += 1
+        state = self._state()
+        self.revision += not state.same_as(self._last)
+        self._last = state
         self.changed.emit()
 
     def _meet(self, slide: Slide) -> None:

@@ -114,6 +114,12 @@ def camera(viewer: napari.viewer.Viewer) -> Any:
     return viewer.camera if scene is None else scene.camera
 
 
+def scale_bar(viewer: napari.viewer.Viewer) -> Any:
+    """Return the viewer's scale bar; napari 0.9 moved it."""
+    overlays = getattr(getattr(viewer, "canvas", None), "overlays", None)
+    return viewer.scale_bar if overlays is None else overlays.scale_bar
+
+
 def look_at(
     viewer: napari.viewer.Viewer, slide: Slide, box_l0: tuple[float, ...]
 ) -> None:
@@ -382,7 +388,8 @@ def show_outline(
     replaced.
     """
     x0, y0, x1, y1 = box_l0
-    width = min(edge_width(slide), min(x1 - x0, y1 - y0) / 10)
+    side = min(x1 - x0, y1 - y0)
+    width = min(max(edge_width(slide), side / 30), side / 8)  # seen from near and far
     out = width / 2  # napari draws half of a line's width on either side
     corners = np.array(
         [

@@ -147,6 +147,8 @@ class Session:
                 open_now[entry["slide_id"]] = _layers.slide_behind(entry)
             except SlideError as error:  # a copied layer whose file is gone
                 logger.warning("%s", error)
+        if open_now and not self._slides:
+            _layers.scale_bar(self.viewer).visible = True
         if list(open_now) != list(self._slides):
             self._slides = open_now
             self.slides_changed.emit()

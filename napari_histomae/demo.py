@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import napari
 import numpy as np
 import tyro
+from napari.settings import get_settings
 from qtpy.QtCore import QTimer
 from qtpy.QtWidgets import QApplication
 from tqdm import tqdm
@@ -110,7 +111,15 @@ def say(text: str) -> None:
 
 def main() -> None:
     """Run the demo; the exit code is 1 if a step failed."""
-    demo = tyro.cli(Demo, prog="napari_histomae.demo")
+    sys.exit(play(tyro.cli(Demo, prog="napari_histomae.demo")))
+
+
+def play(demo: Demo, *, themes: Sequence[str] = ()) -> int:
+    """Play the demo in a new window; return the exit code.
+
+    ``themes`` are those of napari's in which every picture is taken, its name ending in
+    the theme's; without any, the one that is set.
+    """
     demo.out.mkdir(parents=True, exist_ok=True)
     # Runs and drawn regions of the demo stay in its own folder.
     os.environ.setdefault("HISTOMAE_HOME", str((demo.out / "home").absolute()))
@@ -122,7 +131,7 @@ def main() -> None:
         sample = sample_slide(0)
     viewer = napari.Viewer(title="napari-histomae demo")
     viewer.window.resize(*WINDOW_PX)
-    window = Play(demo, viewer, sample)
+    window = Play(demo, viewer, sample, themes)
 
     def ended() -> None:
         say(f"results are in {demo.out}/")
@@ -134,16 +143,21 @@ def main() -> None:
 
     script = Script(window.steps(), ended)
     napari.run()
-    sys.exit(script.exit_code or 0)
+    return script.exit_code or 0
 
 
 class Play:
     """The steps of the demo, on one viewer."""
 
     def __init__(
-        self, demo: Demo, viewer: napari.Viewer, sample: SampleSlide | None
+        self,
+        demo: Demo,
+        viewer: napari.Viewer,
+        sample: SampleSlide | None,
+        themes: Sequence[str],
     ) -> None:
         self._demo = demo
+        self._themes = themes
         self._viewer = viewer
         self._sample = sample
         self._begin = time.monotonic()
@@ -297,6 +311,7 @@ class Play:
             PLUGIN, name, tabify=True
         )
         dock.raise_()
+        self._viewer.reset_view()  # the dock took some of the canvas
         return widget
 
     def _in_thread(
@@ -322,10 +337,17 @@ class Play:
 
     def _picture(self, name: str) -> Steps:
         """Write what the window shows, once it has drawn it."""
-        for _ in range(MOMENTS):
-            yield None
-        path = self._demo.out / f"{name}.png"
-        self._viewer.screenshot(str(path), canvas_only=False, flash=False)
+        appearance = get_settings().appearance
+        before = appearance.theme
+        for theme in self._themes or (before,):
+            appearance.theme = theme
+            for _ in range(MOMENTS):
+                yield None
+            shown = f"{name}-{theme}.png" if self._themes else f"{name}.png"
+            self._viewer.screenshot(
+                str(self._demo.out / shown), canvas_only=False, flash=False
+            )
+        appearance.theme = before
 
     def _report(self, name: str, lines: list[str]) -> None:
         write_text(self._demo.out / name, "\n".join([*lines, ""]))

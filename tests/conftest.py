@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import tifffile
 
+# Before torch is imported: threads that wait sleep, as in a training of the dock.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 REPOSITORY = Path(__file__).parents[1]
 
 

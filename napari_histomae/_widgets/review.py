@@ -224,8 +224,9 @@ class ReviewDock(QWidget):
         if self._job is None or self._job.cancelling:
             return
         if isinstance(event, Progress):
+            digits = 0 if event.per_s >= 10 else 1
             self.state.working(
-                f"{event.done / event.total:.0%} · {event.per_s:.0f} tiles/s · "
+                f"{event.done / event.total:.0%} · {event.per_s:.{digits}f} tiles/s · "
                 f"{human_time(event.seconds_left)}",
                 event.done,
                 event.total,

@@ -8,23 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtGui import QKeySequence
 from qtpy.QtWidgets import (
-    QComboBox,
     QFileDialog,
     QHBoxLayout,
     QLabel,
     QPushButton,
-    QShortcut,
-    QSizePolicy,
     QWidget,
 )
 
-from histomae.data.classes import PRESETS
-from histomae.errors import ConfigError, HistomaeError
-from histomae.events import Note, Progress
+from histomae.events import Heartbeat, Note, Progress
 from napari_histomae import _layers
-from napari_histomae._book import RegionBook, preset_of
+from napari_histomae._book import RegionBook
 from napari_histomae._jobs import start_job
 from napari_histomae._session import Session
 from napari_histomae._teaching import (
@@ -32,11 +26,9 @@ from napari_histomae._teaching import (
     Drawn,
     EmbeddingCache,
     count_tiles,
-    grid_over,
     read_slide,
     train_classifier,
 )
-from napari_histomae._widgets.classes import KEYS, ClassTable
 from napari_histomae._widgets.common import (
     SPACING,
     ElidedLabel,
@@ -44,9 +36,17 @@ from napari_histomae._widgets.common import (
     count,
     dock_layout,
     human_time,
+    mute,
     why_disabled,
 )
 from napari_histomae._widgets.model import ModelChooser, newest_models
+from napari_histomae._widgets.region_panel import (
+    RegionPanel,
+    not_written,
+    push_button,
+    side_by_side,
+    with_suffix,
+)
 from napari_histomae._widgets.scores import ConfusionPlot
 
 if TYPE_CHECKING:
@@ -62,16 +62,8 @@ if TYPE_CHECKING:
 
 Color = tuple[int, int, int]
 
-OWN = "Own classes"
-#: How a region can be drawn: words, tool of the book, and what the mouse does then.
-TOOL_WORDS = (
-    ("freehand", "lasso", "Hold the mouse button and go around a region of {}."),
-    ("by corners", "corners", "Click each corner around a region of {}; Enter ends."),
-    ("rectangle", "rectangle", "Drag over a region of {}."),
-)
 #: Labelled tiles are counted this much after the last change, ms.
 RECOUNT_MS = 120
-REGION_FILES = "Regions (*.geojson *.json *.geojson.gz *.zip)"
 CLASSIFIER_FILES = "Classifiers (*.safetensors)"
 
 
@@ -90,7 +82,6 @@ class TeachDock(QWidget):
         self._notes: list[str] = []
         self._taught_revision: int | None = None
         self._docked = False
-        self._keyed: list[Any] = []
         self._make_fields()
         self._connect()
         self._set_first_values()
@@ -101,27 +92,10 @@ class TeachDock(QWidget):
     def _make_fields(self) -> None:
         self.first_step = _FirstStep()
         self.model = ModelChooser(self._session)
-        self.preset = QComboBox()
-        self.preset.addItems([OWN, *PRESETS])
-        self.preset.setToolTip("Classes to start from. Those in use stay.")
-        self.add_class = _button("+ class", "Add a class and name it.")
-        self.remove_class = _button("Remove", "")
-        self.table = ClassTable()
-        self.draw = _button("Draw region", "")
-        self.draw.setCheckable(True)
-        self.tool = QComboBox()
-        self.tool.addItems([words for words, _, _ in TOOL_WORDS])
-        self.tool.setToolTip("How a region is drawn.")
-        self.select = _button("Select", "Click regions to give them another class.")
-        self.select.setCheckable(True)
-        self.undo = _button("Undo", "")
-        self.hint = ElidedLabel()
-        self.relabel = _button("", "Give the picked regions this class.")
-        self.delete = _button("Delete", "Delete the picked regions.")
-        self.load_regions = _button("Load regions…", "Add regions from GeoJSON.")
-        self.save_regions = _button("Save regions…", "")
-        self.saved = ElidedLabel("kept by themselves")
-        self.train = _button("Train", "Train a classifier on the tiles in the regions.")
+        self.regions = RegionPanel(self._session, self._book)
+        self.train = push_button(
+            "Train", "Train a classifier on the tiles in the regions."
+        )
         self.train.setMinimumWidth(90)
         self.summary = ElidedLabel()
         self.score = QLabel()
@@ -129,11 +103,13 @@ class TeachDock(QWidget):
         self.score.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.caveat = QLabel()
         self.caveat.setWordWrap(True)
-        self.caveat.setEnabled(False)
+        mute(self.caveat)
         self.plot = ConfusionPlot()
-        self.show_map = _button("Show on slide", "Class of every tile on the tissue.")
-        self.save_classifier = _button("Save classifier…", "")
-        self.load_classifier = _button("Load classifier…", "")
+        self.show_map = push_button(
+            "Show on slide", "Class of every tile on the tissue."
+        )
+        self.save_classifier = push_button("Save classifier…", "")
+        self.load_classifier = push_button("Load classifier…", "")
         self.why = ElidedLabel()
         self.state = StateLine()
         self._recount = QTimer(self)
@@ -142,47 +118,24 @@ class TeachDock(QWidget):
 
     def _connect(self) -> None:
         self._book.changed.connect(self._on_book_changed)
-        self._book.picked.connect(self._on_picked)
         self._book.said.connect(self.state.done)
         self._book.failed.connect(self.state.failed)
         self._session.slide_changed.connect(self._on_book_changed)
-        self._session.slides_changed.connect(self._on_layers_changed)
         self._session.probe_changed.connect(self._on_probe_changed)
-        self._viewer.layers.events.inserted.connect(self._on_layers_changed)
         self.first_step.button.clicked.connect(self._on_first_step)
         self.model.ready.connect(self._on_model_ready)
         self.model.failed.connect(self.state.failed)
-        self.preset.activated.connect(self._on_preset_chosen)
-        self.add_class.clicked.connect(self._on_add_class)
-        self.remove_class.clicked.connect(self._on_remove_class)
-        self.table.picked.connect(self._on_class_picked)
-        self.table.renamed.connect(self._on_class_renamed)
-        self.table.recoloured.connect(self._on_class_recoloured)
-        self.table.numbered.connect(self._on_number)
-        self.draw.clicked.connect(self._on_draw)
-        self.tool.activated.connect(self._on_tool_chosen)
-        self.select.clicked.connect(self._on_select)
-        self.undo.clicked.connect(self._on_undo)
-        self.relabel.clicked.connect(self._on_relabel)
-        self.delete.clicked.connect(self._on_delete)
-        self.load_regions.clicked.connect(self._on_load_regions)
-        self.save_regions.clicked.connect(self._on_save_regions)
+        self.regions.said.connect(self.state.done)
+        self.regions.hinted.connect(self.state.idle)
+        self.regions.failed.connect(self.state.failed)
+        self.regions.answer_keys_in(self)
         self.train.clicked.connect(self._on_train)
         self.show_map.clicked.connect(self._on_show_map)
         self.save_classifier.clicked.connect(self._on_save_classifier)
         self.load_classifier.clicked.connect(self._on_load_classifier)
         self._recount.timeout.connect(self._on_recount)
-        inside = Qt.ShortcutContext.WidgetWithChildrenShortcut
-        undo = QShortcut(QKeySequence.StandardKey.Undo, self)
-        undo.setContext(inside)
-        undo.activated.connect(self._on_undo)
-        for number in range(1, KEYS + 1):
-            key = QShortcut(QKeySequence(str(number)), self)
-            key.setContext(inside)
-            key.activated.connect(partial(self._on_number, number))
 
     def _set_first_values(self) -> None:
-        self._bind_keys()
         self._book.sync()
         self._on_recount()
         self._on_probe_changed()
@@ -190,28 +143,16 @@ class TeachDock(QWidget):
             self.state.idle("Nothing is taught yet.")
 
     def _lay_out(self) -> None:
-        for small in (self.summary, self.saved, self.hint, self.why):
-            small.setSizePolicy(
-                QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Preferred
-            )
         layout = dock_layout(self)
         layout.addWidget(self.first_step)
-        layout.addLayout(_row(QLabel("Model"), (self.model, 1)))
-        layout.addLayout(
-            _row(QLabel("Classes"), (self.preset, 1), self.add_class, self.remove_class)
-        )
-        layout.addWidget(self.table)
-        layout.addLayout(
-            _row((self.draw, 1), self.tool, (self.select, 0), (self.undo, 0))
-        )
-        layout.addLayout(_row((self.hint, 1), self.relabel, self.delete))
-        layout.addLayout(_row(self.load_regions, self.save_regions, (self.saved, 1)))
-        layout.addLayout(_row(self.train, (self.summary, 1)))
+        layout.addLayout(side_by_side(QLabel("Model"), (self.model, 1)))
+        layout.addWidget(self.regions)
+        layout.addLayout(side_by_side(self.train, (self.summary, 1)))
         layout.addWidget(self.score)
         layout.addWidget(self.caveat)
         layout.addWidget(self.plot, 1)
         layout.addLayout(
-            _row(self.show_map, self.save_classifier, self.load_classifier)
+            side_by_side(self.show_map, self.save_classifier, self.load_classifier)
         )
         layout.addWidget(self.why)
         layout.addStretch(0)
@@ -230,11 +171,6 @@ class TeachDock(QWidget):
         return self._session.slide
 
     @property
-    def class_name(self) -> str:
-        """The class that is drawn with."""
-        return self.table.current
-
-    @property
     def working(self) -> bool:
         """Whether a job of this dock runs."""
         return self._job is not None
@@ -242,31 +178,13 @@ class TeachDock(QWidget):
     # ---- the state of the form follows
 
     def _on_book_changed(self) -> None:
-        self._fill_table()
         self._recount.start()
-        name = preset_of(self._book.classes)
-        self.preset.setCurrentText(name or OWN)
-        self._book.draw_class(self.class_name)
         self._restyle_map()
         self._refresh()
 
-    def _fill_table(self) -> None:
-        tiles = self._counts.tiles if self._counts else {}
-        regions = self._book.regions_per_class()
-        self.table.fill(self._book.classes, regions, tiles, self._tile_tip())
-
-    def _tile_tip(self) -> str:
-        spec = self.model.spec
-        if spec is None:
-            return "Tiles inside the regions; a model may choose other tiles."
-        return (
-            f"Tiles inside the regions, {spec.tile_um:.0f} µm wide "
-            f"({spec.tile_px} px at {spec.mpp:.3g} µm), as the model sees them."
-        )
-
     def _on_recount(self) -> None:
         self._counts = count_tiles(self._drawn(), self.model.spec, self._book.classes)
-        self._fill_table()
+        self.regions.show_tiles(self._counts.tiles)
         self._refresh()
 
     def _drawn(self) -> list[Drawn]:
@@ -275,33 +193,6 @@ class TeachDock(QWidget):
     def _refresh(self) -> None:
         """Enable what can be done, and say why the rest cannot."""
         self._show_first_step()
-        slide, classes = self.slide, self._book.classes
-        here = self._book.of(slide)
-        no_slide = "" if slide is not None else "Open a slide first."
-        no_class = "" if self.class_name else "Add a class first."
-        some = bool(here and here.annotations)
-        why_disabled(self.draw, no_slide or no_class)
-        why_disabled(self.select, no_slide or ("" if some else "Draw a region first."))
-        self.remove_class.setToolTip(
-            f"Remove {self.class_name}; its regions stay, without a class."
-        )
-        why_disabled(self.remove_class, "" if len(classes) else "There is no class.")
-        what = self._book.can_undo
-        self.undo.setToolTip(f"Undo {what} (Ctrl+Z)")
-        why_disabled(self.undo, "" if what else "There is nothing to undo.")
-        why_disabled(self.load_regions, no_slide)
-        self.save_regions.setToolTip(
-            f"Write the regions of {slide.name if slide else 'the slide'} for QuPath."
-        )
-        why_disabled(
-            self.save_regions,
-            no_slide or ("" if some else "There are no regions on this slide."),
-        )
-        self._refresh_work()
-        self._on_picked()
-
-    def _refresh_work(self) -> None:
-        """Enable what takes time."""
         busy = "Wait until it is done, or press Cancel." if self.working else ""
         problem = self._why_not_train()
         self.train.setText("Cancel" if self.working else "Train")
@@ -377,7 +268,7 @@ class TeachDock(QWidget):
         elif not self.slide.has_mpp:
             self._ask_mpp(self.slide)
         elif self._session.model_path is not None:
-            self.draw.click()
+            self.regions.draw.click()
         elif newest_models():
             self.model.showPopup()
         else:
@@ -401,191 +292,12 @@ class TeachDock(QWidget):
     # ---- the model
 
     def _on_model_ready(self) -> None:
+        self.regions.spec = self.model.spec
         self._on_recount()
-
-    # ---- classes
-
-    def _on_preset_chosen(self) -> None:
-        self._book.use_preset(self.preset.currentText())
-
-    def _on_add_class(self) -> None:
-        name = self._book.add_class()
-        self.table.edit_name(name)
-
-    def _on_remove_class(self) -> None:
-        name = self.class_name
-        left = self._book.remove_class(name)
-        regions = f" Its {count(left, 'region')} stay without a class." if left else ""
-        self.state.done(f"{name} is removed.{regions} Undo brings it back.")
-
-    def _on_class_picked(self, name: str) -> None:
-        self._book.draw_class(name)
-        self._on_picked()
-        self._refresh()
-
-    def _on_class_renamed(self, old: str, new: str) -> None:
-        try:
-            self._book.rename_class(old, new)
-        except ConfigError as error:
-            self.state.failed(f"{old} keeps its name: {error.reason}")
-
-    def _on_class_recoloured(self, name: str, color: Color) -> None:
-        self._book.recolour_class(name, color)
-
-    # ---- drawing
-
-    def _on_draw(self) -> None:
-        if self.draw.isChecked() and self.slide is not None:
-            self._book.draw(self.slide, self.class_name, self._tool())
-        else:
-            self._book.stop_drawing()
-        self._on_picked()
-
-    def _on_tool_chosen(self) -> None:
-        if self.draw.isChecked():
-            self._on_draw()
-
-    def _on_select(self) -> None:
-        if self.select.isChecked() and self.slide is not None:
-            self._book.draw(self.slide, self.class_name, "select")
-        else:
-            self._book.stop_drawing()
-        self._on_picked()
-
-    def _tool(self) -> str:
-        return TOOL_WORDS[self.tool.currentIndex()][1]
-
-    def _on_picked(self) -> None:
-        """Say what the mouse does, and what can be done with what is picked."""
-        mode = self._book.mode(self.slide)
-        self.draw.setChecked(mode in {tool for _, tool, _ in TOOL_WORDS})
-        self.select.setChecked(mode == "select")
-        here = self._book.of(self.slide)
-        picked = len(here.selected) if here else 0
-        for button in (self.relabel, self.delete):
-            button.setVisible(bool(picked))
-        self.relabel.setText(f"Make {_cut(self.class_name)}")
-        if picked:
-            self.hint.setText(f"{count(picked, 'region')} picked")
-        elif mode == "select":
-            self.hint.setText("Click a region; Shift+click adds one.")
-        elif self.draw.isChecked():
-            words = next(words for _, tool, words in TOOL_WORDS if tool == mode)
-            self.hint.setText(words.format(self.class_name))
-        else:
-            self.hint.setText("or point at a tile and press 1–9")
-
-    def _on_relabel(self) -> None:
-        if self.slide is not None:
-            number = self._book.relabel_selected(self.slide, self.class_name)
-            self.state.done(f"{count(number, 'region')} made {self.class_name}.")
-
-    def _on_delete(self) -> None:
-        if self.slide is not None:
-            number = self._book.delete_selected(self.slide)
-            self.state.done(f"{count(number, 'region')} deleted. Undo brings it back.")
-
-    def _on_undo(self) -> None:
-        if self._book.drawing:
-            self.state.idle("A region is half drawn. Finish it first: press Enter.")
-            return
-        what = self._book.undo()
-        self.state.done(f"Undone: {what}." if what else "There is nothing to undo.")
-
-    def _on_number(self, number: int) -> None:
-        """Give the tile under the mouse, or what is picked, the class of a key."""
-        names = self._book.classes.names
-        if self.slide is None or number > len(names):
-            return
-        name = names[number - 1]
-        if self._book.drawing:
-            self.state.idle("A region is half drawn. Finish it first: press Enter.")
-            return
-        here = self._book.of(self.slide)
-        if here is not None and here.selected:
-            changed = self._book.relabel_selected(self.slide, name)
-            self.state.done(f"{count(changed, 'region')} made {name}.")
-            return
-        try:
-            grid = grid_over(self.slide, self.model.spec)
-        except HistomaeError as error:
-            self.state.failed(error)
-            return
-        place = _layers.l0_from_world(self.slide, self._viewer.cursor.position[-2:])
-        cell = grid.cell_at((float(place[0]), float(place[1])))
-        if cell is None:
-            self.state.idle("There is no tile under the mouse. Point at the slide.")
-            return
-        self.state.done(self._book.label_tile(self.slide, grid.box_l0(*cell), name))
-
-    # ---- keys over the picture
-
-    def _bind_keys(self) -> None:
-        """Bind the keys on the viewer, and on our layers: theirs would come first."""
-        self._unbind_keys()
-        ours = [x for x in self._viewer.layers if _layers.entry_of(x)]
-        for one in (self._viewer, *ours):
-            for number in range(1, KEYS + 1):
-                call = _key_answer(partial(self._on_number, number))
-                one.bind_key(str(number), call, overwrite=True)
-            one.bind_key("Control-Z", _key_answer(self._on_undo), overwrite=True)
-            self._keyed.append(one)
-
-    def _unbind_keys(self) -> None:
-        for one in self._keyed:
-            for key in (*map(str, range(1, KEYS + 1)), "Control-Z"):
-                one.bind_key(key, None)
-        self._keyed = []
-
-    def _on_layers_changed(self) -> None:
-        if self._keyed:
-            self._bind_keys()
-        self._refresh()
-
-    # ---- files of regions
-
-    def _on_load_regions(self) -> None:
-        slide = self.slide
-        if slide is None:
-            return
-        chosen, _ = QFileDialog.getOpenFileName(
-            self, f"Regions of {slide.name}", str(slide.path.parent), REGION_FILES
-        )
-        if chosen:
-            self.load_regions_from(Path(chosen))
 
     def load_regions_from(self, path: Path) -> None:
         """Add the regions of a file to the slide that is worked on."""
-        if self.slide is None:
-            return
-        try:
-            number = self._book.load(self.slide, path)
-        except HistomaeError as error:
-            self.state.failed(error)
-            return
-        self.state.done(f"{count(number, 'region')} loaded from {path.name}.")
-
-    def _on_save_regions(self) -> None:
-        slide = self.slide
-        if slide is None:
-            return
-        suggested = slide.path.with_name(f"{slide.name}-regions.geojson")
-        chosen, _ = QFileDialog.getSaveFileName(
-            self, f"Regions of {slide.name}", str(suggested), "GeoJSON (*.geojson)"
-        )
-        if chosen:
-            self.save_regions_to(_with_suffix(Path(chosen), ".geojson"))
-
-    def save_regions_to(self, path: Path) -> None:
-        """Write the regions of the slide that is worked on, for QuPath."""
-        if self.slide is None:
-            return
-        try:
-            number = self._book.save_as(self.slide, path)
-        except OSError as error:
-            self.state.failed(_not_written(path, error))
-            return
-        self.state.done(f"{count(number, 'region')} written to {path.name}.")
+        self.regions.load_from(path)
 
     # ---- work that takes time
 
@@ -698,7 +410,7 @@ class TeachDock(QWidget):
             CLASSIFIER_FILES,
         )
         if chosen:
-            self.save_classifier_to(_with_suffix(Path(chosen), ".safetensors"))
+            self.save_classifier_to(with_suffix(Path(chosen), ".safetensors"))
 
     def save_classifier_to(self, path: Path) -> None:
         """Write the classifier in use to a file."""
@@ -708,7 +420,7 @@ class TeachDock(QWidget):
         try:
             probe.save(path)
         except OSError as error:
-            self.state.failed(_not_written(path, error))
+            self.state.failed(not_written(path, error))
             return
         self._session.use_probe(probe, path)
         self.state.done(f"The classifier is saved as {path.name}.")
@@ -802,13 +514,13 @@ class TeachDock(QWidget):
     def showEvent(self, event: Any) -> None:
         """Take the keys while the dock is in front."""
         super().showEvent(event)
-        if not self._book.is_closed and not self._keyed:
-            self._bind_keys()
+        if not self._book.is_closed and not self.regions.has_keys:
+            self.regions.take_keys()
 
     def hideEvent(self, event: Any) -> None:
         """Give the keys back, and save: this may be the end."""
         super().hideEvent(event)
-        self._unbind_keys()
+        self.regions.give_keys_back()
         self._book.save()
 
     def closeEvent(self, event: Any) -> None:
@@ -829,17 +541,15 @@ class TeachDock(QWidget):
         if self._book.is_closed:
             return
         self._book.stop_drawing()
+        self.regions.shut()
         self._book.close()
-        self._unbind_keys()
         self._recount.stop()
         if self._job is not None:
             self._job.silence()
             self._job.cancel()
         self.model.shut()
         self._session.slide_changed.disconnect(self._on_book_changed)
-        self._session.slides_changed.disconnect(self._on_layers_changed)
         self._session.probe_changed.disconnect(self._on_probe_changed)
-        self._viewer.layers.events.inserted.disconnect(self._on_layers_changed)
 
 
 class _FirstStep(QWidget):
@@ -872,7 +582,7 @@ def _sample_path() -> Generator[Event, None, Path]:
     """Make the sample slide, unless it is there."""
     from histomae.slides.sample import sample_slide
 
-    yield Progress("making the sample slide", 0, 0)
+    yield Heartbeat()
     return Path(sample_slide().slide_path)
 
 
@@ -899,43 +609,3 @@ def _score_tip(scores: dict[str, Any]) -> str:
         for name, number in tiles.items()
     ]
     return "\n".join(lines)
-
-
-def _not_written(path: Path, error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    return f"{path.name} could not be written ({reason}). Choose another folder."
-
-
-def _with_suffix(path: Path, suffix: str) -> Path:
-    return path if path.suffix else path.with_suffix(suffix)
-
-
-def _cut(name: str, most: int = 16) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
-
-
-def _key_answer(call: Callable[[], None]) -> Callable[[Any], None]:
-    """Return what napari calls for a key; it must be a function, with a name."""
-
-    def answer(_where: Any) -> None:
-        call()
-
-    return answer
-
-
-def _button(text: str, tip: str) -> QPushButton:
-    button = QPushButton(text)
-    button.setToolTip(tip)
-    button.setSizePolicy(QSizePolicy.Policy.Minimum, QSizePolicy.Policy.Fixed)
-    return button
-
-
-def _row(*widgets: QWidget | tuple[QWidget, int]) -> QHBoxLayout:
-    """Return widgets side by side, each with its stretch."""
-    row = QHBoxLayout()
-    row.setContentsMargins(0, 0, 0, 0)
-    row.setSpacing(SPACING)
-    for one in widgets:
-        widget, stretch = one if isinstance(one, tuple) else (one, 0)
-        row.addWidget(widget, stretch)
-    return row

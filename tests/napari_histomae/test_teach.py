@@ -108,7 +108,7 @@ class Hand:
 
     def table(self):
         """The rows of the table: class, regions, tiles."""
-        table = self.dock.table
+        table = self.dock.regions.table
         return [
             tuple(table.item(row, column).text() for column in (2, 3, 4))
             for row in range(table.rowCount())
@@ -162,12 +162,12 @@ def taught(hand, slide_path, model_path):
 def test_an_empty_dock_says_the_first_step(hand, slide_path, bare_path, model_path):
     dock = hand.dock
     assert dock.first_step.button.text() == "Open the sample slide"
-    for button in (dock.draw, dock.train, dock.load_regions, dock.save_regions):
+    for button in (dock.regions.draw, dock.train, dock.regions.load, dock.regions.save):
         assert not button.isEnabled()
         assert button.toolTip() == "Open a slide first."
     assert dock.summary.text() == "Open a slide first."
     assert "Train first" in dock.why.text()
-    assert dock.undo.toolTip() == "There is nothing to undo."
+    assert dock.regions.undo.toolTip() == "There is nothing to undo."
 
     bare = hand.open(bare_path)
     assert "no pixel size" in dock.first_step.label.text()
@@ -186,11 +186,11 @@ def test_an_empty_dock_says_the_first_step(hand, slide_path, bare_path, model_pa
     assert hand.viewer.layers.selection.active is layer
     assert layer.mode == "add_polygon_lasso"
     assert list(layer.feature_defaults["class"]) == ["Invasive"]
-    assert "go around a region of Invasive" in dock.hint.text()
+    assert "go around a region of Invasive" in dock.regions.hint.text()
     hand.draw(slide, [("Stroma", (700, 500, 860, 630))])
     assert dock.first_step.isHidden()
     assert dock.summary.text() == "Only Stroma is drawn. Draw a second class."
-    dock.draw.click()
+    dock.regions.draw.click()
     assert layer.mode == "pan_zoom"
 
 
@@ -395,21 +395,21 @@ def test_keys_label_the_tile_under_the_mouse(hand, slide_path, model_path):
 def test_picked_regions_are_relabelled_and_deleted(taught):
     hand, dock = taught, taught.dock
     here = dock.book.of(taught.slide)
-    dock.select.click()
+    dock.regions.select.click()
     assert here.layer.mode == "select"
     here.layer.selected_data = {0, 1}
-    assert dock.hint.text() == "2 regions picked"
-    dock.table.pick("Fat")
-    assert dock.relabel.text() == "Make Fat"
-    dock.relabel.click()
+    assert dock.regions.hint.text() == "2 regions picked"
+    dock.regions.table.pick("Fat")
+    assert dock.regions.relabel.text() == "Make Fat"
+    dock.regions.relabel.click()
     assert dock.book.regions_per_class() == {"Fat": 2, "Glass": 2}
     assert here.selected == [0, 1]
     hand.key("2")
     assert dock.book.regions_per_class() == {"Stroma": 2, "Glass": 2}
-    dock.delete.click()
+    dock.regions.delete.click()
     assert dock.book.regions_per_class() == {"Glass": 2}
     for _ in range(3):
-        dock.undo.click()
+        dock.regions.undo.click()
     assert dock.book.regions_per_class() == {"Tissue": 2, "Glass": 2}
     assert dock.state.text == "Undone: relabelling."
 
@@ -418,28 +418,30 @@ def test_classes_are_edited_in_the_table(hand, slide_path, monkeypatch):
     slide = hand.open(slide_path)
     dock = hand.dock
     hand.draw(slide, [("Invasive", (700, 500, 860, 630))])
-    dock.table.item(0, 2).setText("IDC")
+    dock.regions.table.item(0, 2).setText("IDC")
     assert dock.book.of(slide).annotations[0].class_name == "IDC"
-    dock.table.item(1, 2).setText("IDC")
-    assert dock.table.item(1, 2).text() == "Stroma"
+    dock.regions.table.item(1, 2).setText("IDC")
+    assert dock.regions.table.item(1, 2).text() == "Stroma"
     assert "Stroma keeps its name" in dock.state.text
     monkeypatch.setattr(QColorDialog, "getColor", lambda *_, **__: QColor(5, 6, 7))
-    dock.table.cellClicked.emit(0, 0)
+    dock.regions.table.cellClicked.emit(0, 0)
     assert dock.book.of(slide).annotations[0].color == (5, 6, 7)
-    dock.add_class.click()
-    assert dock.class_name == "Class 4"
-    dock.remove_class.click()
+    dock.regions.add_class.click()
+    assert dock.regions.class_name == "Class 4"
+    dock.regions.remove_class.click()
     assert [row[0] for row in hand.table()] == ["IDC", "Stroma", "Fat"]
-    dock.table.pick("IDC")
-    dock.remove_class.click()
+    dock.regions.table.pick("IDC")
+    dock.regions.remove_class.click()
     assert "stay without a class" in dock.state.text
     assert dock.book.of(slide).annotations[0].class_name == ""
-    dock.undo.click()
+    dock.regions.undo.click()
     assert dock.book.of(slide).annotations[0].class_name == "IDC"
-    dock.preset.setCurrentText("BRACS-7")
-    dock.preset.activated.emit(1)
+    dock.regions.preset.setCurrentText("BRACS-7")
+    dock.regions.preset.activated.emit(1)
     assert [row[0] for row in hand.table()][:3] == ["N", "PB", "UDH"]
-    assert dock.preset.currentText() == "Own classes"  # IDC is in use, and stays
+    assert (
+        dock.regions.preset.currentText() == "Own classes"
+    )  # IDC is in use, and stays
 
 
 def test_regions_come_from_a_file_and_go_to_one(hand, slide_path, tmp_path, choose):
@@ -450,12 +452,12 @@ def test_regions_come_from_a_file_and_go_to_one(hand, slide_path, tmp_path, choo
     ]
     write_annotations(path, drawn)
     choose(path)
-    hand.dock.load_regions.click()
+    hand.dock.regions.load.click()
     assert hand.dock.state.text == "3 regions loaded from drawn.geojson."
     assert hand.dock.book.regions_per_class() == {"Tissue": 2, "Glass": 1}
     out = tmp_path / "out.geojson"
     choose(out)
-    hand.dock.save_regions.click()
+    hand.dock.regions.save.click()
     assert [x.id for x in read_annotations(out)] == [x.id for x in drawn]
     assert hand.dock.book.of(slide).layer is not None
 
@@ -506,5 +508,5 @@ def test_nothing_is_cut_off_in_a_small_window(
     for button in dock.findChildren(QPushButton):
         if button.isVisible():
             assert button.width() >= button.sizeHint().width(), button.text()
-    assert dock.table.verticalScrollBar().maximum() == 0
+    assert dock.regions.table.verticalScrollBar().maximum() == 0
     dock.shut()

@@ -106,9 +106,11 @@ class _Look:
         # No nucleus hangs into a lumen; those of fat cells bulge.
         body *= 1 - smoothstep(white, 0.0, 0.12) * (distance < 0.5 * FAR_UM)
         pink = cell * (0.40 + 0.055 * fine + 0.03 * ragged)
-        pink += (1 - cell) * self._stroma(x, y, distance, fine)
+        collagen = (1 - cell) * self._stroma(x, y, distance, fine)
+        pink += collagen
         pink *= present * (1 - 0.35 * body.clip(0, 1))
-        blue = (0.035 + cell * (0.10 + 0.03 * fine + 0.02 * ragged)) * present + body
+        blue = cell * (0.135 + 0.03 * fine + 0.02 * ragged) + 0.075 * collagen
+        blue = blue * present + body
         double = 1 + at.traps.fold.at(x, y)
         thick = [
             double * strength * (1 + 0.08 * field.at(x, y))
@@ -134,8 +136,9 @@ class _Look:
         eosin = 0.45 + 0.19 * np.tanh(0.6 * strands) + 0.03 * bundles + 0.022 * fine
         # Away from glands collagen lies in coarse bundles with clefts between them.
         coarse = _look_up(self._coarse, fibres + 9.0 * waver + 12.0 * bundles)
-        cleft = smoothstep(coarse + 0.5 * bundles, 1.0, 1.5)
-        return eosin * (1 + (1 - near) * (0.25 * coarse.clip(-2, 1) - 0.85 * cleft))
+        cleft = smoothstep(coarse + 0.5 * bundles, 0.8, 1.3)
+        far = smoothstep(distance, 24.0, 56.0)
+        return eosin * (1 - far * (0.3 * coarse.clip(-2, 1) + 0.8 * cleft)).clip(0.06)
 
     def stamp_nuclei(self, shape: tuple[int, int], mpp: float) -> Pixels:
         """Return the haematoxylin of all nuclei, uint8 (H, W), ``FULL`` = density 1."""

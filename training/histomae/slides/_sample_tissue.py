@@ -52,7 +52,7 @@ HOLLOW_EDGE, EDGE, LINING_UM, SOLID = (0.72, 1.10), 0.92, 3.0, 2.0
 #: Nuclei are this far apart, µm: as far as there is room, and within a pattern.
 GAPS_UM, PATTERN_GAP_UM = (8.6, 7.8, 7.0, 6.4, 5.8, 5.2, 4.6), 6.4
 #: Spindle nuclei per µm² of stroma.
-SPINDLE_DENSITY = 1.25e-3
+SPINDLE_DENSITY = 1.9e-3
 
 
 @dataclass(frozen=True)
@@ -428,7 +428,7 @@ def _spindles(plot: Plot) -> Nuclei:
     ground = plot.inside & (plot.distance > 0) & (plot.hollow > EDGE)
     free = plot.inside & (plot.distance > 1.9) & (plot.hollow > 1.15)
     count = round(SPINDLE_DENSITY * ground.sum())
-    xy = throw_darts(free, count, gaps_um=(9.0, 6.0), rng=plot.rng)
+    xy = throw_darts(free, count, gaps_um=(9.0, 6.0, 4.0), rng=plot.rng)
     angle = along_contours(ndimage.gaussian_filter(plot.distance, 2.0), xy)
     angle = angle + plot.rng.normal(0, 0.2, len(xy))
     return plot.nuclei(xy, angle, class_index=STROMA)
@@ -444,4 +444,4 @@ def _round_axes(rng: Rng, count: int) -> Points:
 def spindle_axes(rng: Rng, count: int) -> Points:
     """Return half axes (n, 2) of spindle nuclei, µm."""
     long = rng.normal(6.0, 0.9, count).clip(4.0, 8.0)
-    return np.stack([long, rng.normal(1.5, 0.2, count).clip(1.0, 2.0)], axis=1)
+    return np.stack([long, rng.normal(1.65, 0.22, count).clip(1.1, 2.2)], axis=1)

@@ -1,0 +1,30 @@
+"""Make the pictures of the documentation from the real program: ``make docs``.
+
+It plays the demo on the synthetic sample slide, in a window of 1280 × 800 pixels, and
+photographs each dock in use in napari's dark and light themes.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from napari_histomae.demo import Demo, play
+
+PICTURES = Path(__file__).parent / "pictures"
+THEMES = ("dark", "light")
+
+
+def main() -> int:
+    """Take the pictures; return the demo's exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        code = play(Demo(out=Path(folder), close=True), themes=THEMES)
+        PICTURES.mkdir(exist_ok=True)
+        for theme in THEMES:
+            for picture in Path(folder).glob(f"*-{theme}.png"):
+                shutil.copy(picture, PICTURES)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
