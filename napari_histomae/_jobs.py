@@ -266,8 +266,9 @@ def running_jobs(parent: QWidget | None = None) -> list[Job]:
     """Return the jobs that run in the window of a widget, or in all windows."""
     if parent is None:
         return [job for keeper in _keepers.values() for job in keeper.jobs]
-    keeper = _keepers.get(id(_window_of(parent)))
-    return list(keeper.jobs) if keeper else []
+    window = _window_of(parent)
+    keeper = _keepers.get(id(window))
+    return list(keeper.jobs) if keeper is not None and keeper.keeps(window) else []
 
 
 def describe(error: BaseException) -> str:
@@ -339,7 +340,12 @@ class _Keeper(QObject):
 
     def _on_gone(self) -> None:
         self.end_all()
-        _keepers.pop(self._key, None)
+        if _keepers.get(self._key) is self:
+            del _keepers[self._key]
+
+    def keeps(self, window: QWidget) -> bool:
+        """Whether this is the window: ids are used again once a window is gone."""
+        return self._window() is window
 
     def end_all(self) -> None:
         """Cancel and join every job; nobody is told."""
@@ -366,9 +372,10 @@ def _window_of(widget: QWidget) -> QWidget:
 
 def _remember(job: Job, parent: QWidget) -> None:
     window = _window_of(parent)
-    if id(window) not in _keepers:
-        _keepers[id(window)] = _Keeper(window)
-    _keepers[id(window)].jobs.append(job)
+    keeper = _keepers.get(id(window))
+    if keeper is None or not keeper.keeps(window):
+        keeper = _keepers[id(window)] = _Keeper(window)
+    keeper.jobs.append(job)
     parent.destroyed.connect(job.silence)
     parent.destroyed.connect(job.cancel)
 

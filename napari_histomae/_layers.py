@@ -389,7 +389,7 @@ def show_outline(
     """
     x0, y0, x1, y1 = box_l0
     side = min(x1 - x0, y1 - y0)
-    width = min(max(edge_width(slide), side / 30), side / 8)  # seen from near and far
+    width = min(max(2 * edge_width(slide), side / 30), side / 8)  # from near and far
     out = width / 2  # napari draws half of a line's width on either side
     corners = np.array(
         [

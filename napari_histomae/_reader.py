@@ -82,16 +82,18 @@ def _try_pixels(slide: Slide) -> None:
 
 
 def _ask_mpp(slide: Slide) -> None:
-    """Ask for the pixel size where there is somebody to ask."""
-    import napari
-    from qtpy.QtWidgets import QApplication
+    """Ask for the pixel size where there is somebody to ask: a window that is seen."""
+    from qtpy.QtWidgets import QApplication, QMainWindow
 
-    viewer = napari.current_viewer()
-    if QApplication.instance() is None or viewer is None:
+    if QApplication.instance() is None:
         return
-    from napari_histomae._widgets.mpp import ask_mpp
+    if any(
+        isinstance(window, QMainWindow) and window.isVisible()
+        for window in QApplication.topLevelWidgets()
+    ):
+        from napari_histomae._widgets.mpp import ask_mpp
 
-    ask_mpp(slide)
+        ask_mpp(slide)
 
 
 def _is_ours(path: Path) -> bool:

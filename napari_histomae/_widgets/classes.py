@@ -71,7 +71,7 @@ class ClassTable(QTableWidget):
         header = self.horizontalHeader()
         header.setFixedHeight(HEADER_PX)
         header.setHighlightSections(False)
-        for column, width in ((SWATCH, 30), (KEY, 34), (REGIONS, 62), (TILES, 58)):
+        for column, width in ((SWATCH, 26), (KEY, 30), (REGIONS, 56), (TILES, 44)):
             header.setSectionResizeMode(column, QHeaderView.ResizeMode.Fixed)
             self.setColumnWidth(column, width)
         header.setSectionResizeMode(NAME, QHeaderView.ResizeMode.Stretch)

@@ -153,6 +153,17 @@ class MapPanel(QWidget):
         self.map_box.setCurrentIndex(max(0, at))
         self.refresh()
 
+    def choose_known(self) -> None:
+        """Choose the first map that is known, if the chosen one is not."""
+        found = self.findings
+        if found is None or found.has(self.choice):
+            return
+        for at in range(self.map_box.count()):
+            if found.has(self.map_box.itemData(at)):
+                self.map_box.setCurrentIndex(at)
+                break
+        self.refresh()
+
     def refresh(self) -> None:
         """List the classes of the slide, with their areas."""
         known = self.prediction

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from napari.qt import get_current_stylesheet
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
+    QApplication,
     QDialog,
     QDialogButtonBox,
     QDoubleSpinBox,
     QFormLayout,
     QLabel,
+    QMainWindow,
     QVBoxLayout,
     QWidget,
 )
@@ -30,10 +33,12 @@ class MppDialog(QDialog):
     def __init__(self, slide: Slide, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self.setWindowTitle("Pixel size")
+        self.setStyleSheet(get_current_stylesheet())
         suggested = slide.suggested_mpp
         width, height = slide.dimensions
         question = QLabel(
-            f"<b>{slide.path.name}</b> does not say how large its pixels are.<br>"
+            f"<b>{slide.path.name}</b> does not say believably how large its pixels "
+            "are.<br>"
             "How many micrometres does one pixel measure?"
         )
         self.field = QDoubleSpinBox()
@@ -115,6 +120,10 @@ def ask_mpp(slide: Slide, parent: QWidget | None = None) -> float | None:
 
 def _window() -> QWidget | None:
     """Return the window to ask in, so that the dialog has napari's theme."""
-    from qtpy.QtWidgets import QApplication
-
-    return QApplication.activeWindow()
+    active = QApplication.activeWindow()
+    seen = [
+        window
+        for window in QApplication.topLevelWidgets()
+        if isinstance(window, QMainWindow) and window.isVisible()
+    ]
+    return active or (seen[0] if seen else None)

@@ -104,7 +104,7 @@ class RegionPanel(QWidget):
         self.delete = push_button("Delete", "Delete the picked regions.")
         self.load = push_button("Load regions…", "Add regions from GeoJSON.")
         self.save = push_button("Save regions…")
-        self.saved = ElidedLabel("kept by themselves")
+        self.saved = ElidedLabel("saved by themselves")
         self.saved.setToolTip(
             "Every change is saved at once in the slide's study, and comes back when "
             "the slide is opened."

@@ -242,9 +242,12 @@ class ReviewDock(QWidget):
         self._results.use_probe(slide, self._probe_id)
         self.state.done(_summary(slide, found))
         if slide is self.slide:
+            chosen = self.maps.choice.kind
+            if chosen not in _review.EXTRA:
+                self.maps.choose_known()
             self.maps.show_map(fresh=fresh)
             if not found.has(self.maps.choice):  # chosen while this was made
-                self._on_map_wanted(self.maps.choice.kind)
+                self._on_map_wanted(chosen)
 
     def _on_results_changed(self, slide_id: str) -> None:
         """Take what was found, here or in Teach."""

@@ -56,7 +56,8 @@ def test_writing_nothing_is_an_error(path):
 
 
 KILLED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may ignore it
 from pathlib import Path
 from histomae.files import write_beside
 with write_beside(Path(sys.argv[1])) as beside:

@@ -167,6 +167,25 @@ def test_a_job_may_keep_its_window_open(window, heard, qtbot):
     assert len(asked) == 2
 
 
+def test_a_new_window_is_not_taken_for_one_that_is_gone(heard, qtbot):
+    """Windows are freed at once but die later, and a new one may have the same id."""
+    for _ in range(20):
+        window = QMainWindow()
+        window.setCentralWidget(QWidget())
+        begun = Heard()
+        start(window, forever, begun)
+        qtbot.waitUntil(lambda begun=begun: len(begun.events) > 0, timeout=5000)
+        window.close()
+        window.deleteLater()
+        del window
+    last = QMainWindow()
+    qtbot.addWidget(last)
+    last.setCentralWidget(QWidget())
+    job = start(last, forever, heard)
+    qtbot.waitUntil(lambda: len(heard.events) > 5, timeout=5000)
+    assert job.running
+
+
 def test_many_followers_do_not_fill_the_pool(window, heard, qtbot):
     jobs = [start(window, forever, Heard()) for _ in range(6)]
 

@@ -155,6 +155,10 @@ class TestPixelSize:
         monkeypatch.setattr("napari_histomae._widgets.mpp.ask_mpp", ask)
         return answers
 
+    @pytest.fixture
+    def viewer(self, make_napari_viewer):
+        return make_napari_viewer(show=True)
+
     def test_is_asked_once_and_remembered(self, viewer, bare_path, asked):
         (layer,) = open_in(viewer, bare_path)
         assert layer.scale == pytest.approx((0.25, 0.25))
@@ -172,7 +176,10 @@ class TestPixelSize:
         assert layer.scale == pytest.approx((1, 1))
         assert not Session.of(viewer).slide.has_mpp
 
-    def test_is_not_asked_where_nobody_can_answer(self, bare_path, asked, qapp):
+    def test_is_not_asked_where_nobody_can_answer(
+        self, make_napari_viewer, bare_path, asked
+    ):
+        make_napari_viewer(show=False)
         (layer,) = read_slides(str(bare_path))
         assert asked == []
         assert layer[1]["units"] == ("pixel", "pixel")

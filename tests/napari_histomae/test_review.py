@@ -374,6 +374,19 @@ def test_a_map_chosen_meanwhile_is_made_next(taught, viewer, qtbot):
     assert taught.prediction is not None
 
 
+def test_a_classifier_taken_meanwhile(opened, viewer, session, probe_path, run):
+    opened.run_button.click()
+    session.load_probe(probe_path)
+    run.finish(opened)
+    assert opened.maps.choice.kind == "attention"
+    assert viewer.layers["ellipse · attention"].visible
+    assert opened.prediction is None
+    run(opened)
+    choose_map(opened, "classes")
+    assert opened.prediction is not None
+    assert viewer.layers["ellipse · classes"].visible
+
+
 def test_threshold_classes_and_opacity_are_instant(mapped, viewer):
     layer, prediction = viewer.layers["ellipse · classes"], mapped.prediction
     mapped.maps.threshold.setValue(70)

@@ -1,4 +1,4 @@
-"""Judging on held-out crops: against plain loops, and networks known to be bad or good."""
+"""Judging on held-out crops: against plain loops, and by networks that are known."""
 
 import math
 from dataclasses import replace
@@ -64,6 +64,22 @@ def filled_in(values, hidden):
     return filled
 
 
+def ring_of(values, hidden):
+    """Replace each hidden value by the mean of the visible ones of the eight around."""
+    filled = filled_in(values, hidden)
+    for place in np.flatnonzero(hidden):
+        row, col = divmod(place, GRID)
+        around = [
+            values[other]
+            for other in range(GRID**2)
+            if not hidden[other]
+            and max(abs(other // GRID - row), abs(other % GRID - col)) == 1
+        ]
+        if around:
+            filled[place] = np.mean(around, 0)
+    return filled
+
+
 def spread_of(patch):
     return math.sqrt(patch.var(ddof=1) + 1e-6)
 
@@ -95,7 +111,7 @@ def slowly(checkpoint, crops, *, seed):
     ).eval()
     masks = random_masks(len(crops), (GRID, GRID), 0.75, seed)
     numbers = {name: [] for name in ("trained", "untrained", "zero", "neighbours")}
-    errors = {name: [] for name in numbers}
+    errors = {name: [] for name in (*numbers, "interpolated")}
     for crop, mask in zip(crops, masks, strict=True):
         pixels = crop / 255
         normal = (pixels - MEAN) / STD
@@ -103,7 +119,11 @@ def slowly(checkpoint, crops, *, seed):
         true_patches, normal_patches = patches_of(pixels), patches_of(normal)
         means = filled_in([patch.mean() for patch in normal_patches], hidden)
         spreads = filled_in([spread_of(patch) for patch in normal_patches], hidden)
-        colours = filled_in([p.mean((0, 1)) for p in true_patches], hidden)
+        colours = [patch.mean((0, 1)) for patch in true_patches]
+        fills = {
+            "neighbours": ring_of(colours, hidden),
+            "interpolated": filled_in(colours, hidden),
+        }
         for name, model in (("trained", trained), ("untrained", untrained)):
             predicted = predict(model, normal, hidden)
             for place in np.flatnonzero(hidden):
@@ -121,14 +141,15 @@ def slowly(checkpoint, crops, *, seed):
             if header.norm_pix:
                 target = (target - target.mean()) / spread_of(target)
             numbers["zero"].append((target**2).mean())
-            off = true_patches[place] - colours[place]
-            errors["neighbours"].append((off**2).mean())
+            for name, fill in fills.items():
+                errors[name].append(((true_patches[place] - fill[place]) ** 2).mean())
     return {
         "loss_trained": np.mean(numbers["trained"]),
         "loss_zero": np.mean(numbers["zero"]),
         "loss_untrained": np.mean(numbers["untrained"]),
         "pixels_trained": np.mean(errors["trained"]),
         "pixels_neighbours": np.mean(errors["neighbours"]),
+        "pixels_interpolated": np.mean(errors["interpolated"]),
         "pixels_untrained": np.mean(errors["untrained"]),
     }
 
@@ -218,6 +239,7 @@ GOOD = Judgement(
     loss_untrained=1.4,
     pixels_trained=0.01,
     pixels_neighbours=0.02,
+    pixels_interpolated=0.015,
     pixels_untrained=0.03,
 )
 
@@ -240,7 +262,9 @@ def test_every_guess_must_be_beaten(changes, unbeaten):
 
 def test_the_figures_are_told():
     told = "\n".join(GOOD.lines())
-    for figure in ("9", "0.7000", "0.9900", "1.4000", "0.01000", "0.02000", "0.03000"):
+    for figure in ("9", "0.7000", "0.9900", "1.4000"):
+        assert figure in told
+    for figure in ("0.01000", "0.02000", "0.01500", "0.03000"):
         assert figure in told
 
 

@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 #: Knots of the outline's distance are this far apart, µm.
 OUTLINE_UM = 8.0
 #: Share of the frame that is tissue before the cut; its distance from the frame, µm.
-TISSUE_SHARE, FRAME_UM = 0.68, 90.0
+TISSUE_SHARE, FRAME_UM = 0.71, 80.0
 #: Half the glass between the two sections, µm.
 GAP_UM = 45.0
 #: A region's area with its share of septum, µm²; half the septum between two, µm; and
 #: the radius to which corners are rounded, µm.
-REGION_UM2, SEPTUM_UM, CORNER_UM = 195_000.0, 14.0, 55.0
+REGION_UM2, SEPTUM_UM, CORNER_UM = 205_000.0, 13.0, 50.0
 #: Regions take their classes from this cycle: of 24, six of each epithelial class.
 CYCLE = (0, 1, 2, 3, 0, 1, 2, 4)
 
@@ -240,7 +240,7 @@ class _Canvas:
     def add(self, region: Region, mixture: Mixture, *, rng: Rng) -> Nuclei:
         """Build the tissue of ``region`` into the maps and return its nuclei."""
         height, width = self.hollow.shape
-        x0, y0, x1, y1 = region.outline_um.buffer(24).bounds
+        x0, y0, x1, y1 = region.outline_um.buffer(1.5 * FAR_UM).bounds
         x0, y0 = max(int(x0), 0), max(int(y0), 0)
         x1, y1 = min(int(x1) + 1, width), min(int(y1) + 1, height)
         corner = shapely.transform(region.outline_um, lambda xy: xy - (x0, y0))

@@ -12,7 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from histomae.slides._sample_fields import Field, Floats, noise, smoothstep
-from histomae.slides._sample_tissue import FAR_UM, HOLLOW_EDGE, STROMA
+from histomae.slides._sample_tissue import FAT_UM, HOLLOW_EDGE, STROMA
 
 if TYPE_CHECKING:
     from numpy.random import Generator as Rng
@@ -57,7 +57,7 @@ class _Look:
 
     def __init__(self, anatomy: Anatomy, rng: Rng) -> None:
         self.anatomy = anatomy
-        self._strength = rng.normal(1.0, 0.03, 2)
+        self._strength = rng.normal(1.0, 0.03, 2).astype(np.float32)
         # Thickness and staining vary over the slide as they do on any.
         self._uneven = [self._noise(rng, 330.0) for _ in ("blue", "pink")]
         self._waver, self._bundles = self._noise(rng, 26.0), self._noise(rng, 38.0)
@@ -66,7 +66,7 @@ class _Look:
         self._chromatin = _table(rng, 2.7)
         self._sensor = rng.normal(0, 1.8, (TABLE, TABLE, 3)).astype(np.float32)
         self._collagen = _strands(rng, {2.6: 0.8, 7.0: 0.65, 20.0: 0.45})
-        self._coarse = _strands(rng, {16.0: 0.6, 34.0: 0.8})
+        self._coarse = _strands(rng, {11.0: 0.6, 24.0: 0.8})
         self._fibrils = _strands(rng, {2.6: 0.8, 5.0: 0.65})
         nuclei = anatomy.nuclei
         focus = self._noise(rng, 240.0).at_points(nuclei.xy_um)
@@ -95,18 +95,20 @@ class _Look:
     def _stains(self, x: Floats, y: Floats, nuclei: Pixels) -> tuple[Floats, Floats]:
         """Return the densities of haematoxylin and eosin."""
         at = self.anatomy
-        distance = at.distance.at(x, y)
+        distance, inside = at.distance.at(x, y), at.inside.at(x, y)
         white = 1 - smoothstep(at.hollow.at(x, y), *HOLLOW_EDGE)
         ragged = self._ragged.at(x, y)
-        present = smoothstep(at.inside.at(x, y) + 2.5 * ragged, 0.0, 3.0)
+        present = smoothstep(inside + 2.5 * ragged, 0.0, 3.0)
         present *= 1 - white
         cell = smoothstep(-distance, -0.4, 0.4)
         fine = _tiled(self._cytoplasm, x, y)
         body = nuclei.astype(np.float32) / FULL
         # No nucleus hangs into a lumen; those of fat cells bulge.
-        body *= 1 - smoothstep(white, 0.0, 0.12) * (distance < 0.5 * FAR_UM)
+        body *= 1 - smoothstep(white, 0.0, 0.12) * (distance < 0.5 * FAT_UM)
         pink = cell * (0.40 + 0.055 * fine + 0.03 * ragged)
-        collagen = (1 - cell) * self._stroma(x, y, distance, fine)
+        collagen = (1 - cell) * self._stroma(
+            x, y, distance=distance, inside=inside, fine=fine
+        )
         pink += collagen
         pink *= present * (1 - 0.35 * body.clip(0, 1))
         blue = cell * (0.135 + 0.03 * fine + 0.02 * ragged) + 0.075 * collagen
@@ -116,11 +118,11 @@ class _Look:
             double * strength * (1 + 0.08 * field.at(x, y))
             for strength, field in zip(self._strength, self._uneven, strict=True)
         ]
-        return (blue * thick[0]).astype(np.float32), (pink * thick[1]).astype(
-            np.float32
-        )
+        return blue * thick[0], pink * thick[1]
 
-    def _stroma(self, x: Floats, y: Floats, distance: Floats, fine: Floats) -> Floats:
+    def _stroma(
+        self, x: Floats, y: Floats, *, distance: Floats, inside: Floats, fine: Floats
+    ) -> Floats:
         """Return the eosin of collagen: wavy, and wrapped around what lies in it."""
         waver, bundles = self._waver.at(x, y), self._bundles.at(x, y)
         fibres = self.anatomy.fibres.at(x, y)
@@ -136,8 +138,8 @@ class _Look:
         eosin = 0.45 + 0.19 * np.tanh(0.6 * strands) + 0.03 * bundles + 0.022 * fine
         # Away from glands collagen lies in coarse bundles with clefts between them.
         coarse = _look_up(self._coarse, fibres + 9.0 * waver + 12.0 * bundles)
-        cleft = smoothstep(coarse + 0.5 * bundles, 0.8, 1.3)
-        far = smoothstep(distance, 24.0, 56.0)
+        cleft = smoothstep(coarse + 0.4 * bundles, 1.1, 1.6)
+        far = smoothstep(distance, 24.0, 56.0) * smoothstep(inside, 10.0, 50.0)
         return eosin * (1 - far * (0.3 * coarse.clip(-2, 1) + 0.8 * cleft)).clip(0.06)
 
     def stamp_nuclei(self, shape: tuple[int, int], mpp: float) -> Pixels:

@@ -25,7 +25,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from histomae.slides._sample_fields import Floats, noise
+from histomae.slides._sample_fields import Floats, noise, smoothstep
 from histomae.slides._sample_places import (
     Bools,
     Occupied,
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
 
 CLASS_NAMES = ("Duct", "In situ", "Invasive", "Stroma", "Fat")
 STROMA = CLASS_NAMES.index("Stroma")
-#: Signed distances to epithelium are kept up to this, µm.
-FAR_UM = 60.0
+#: Signed distances to epithelium are kept up to this, µm; fat counts as this far, so
+#: that collagen keeps together around it.
+FAR_UM, FAT_UM = 60.0, 20.0
 #: Depth in empty space, in units of its radius: where its soft edge begins and ends,
 #: where it counts as solid, how far cytoplasm lines it, and what is far from any.
 HOLLOW_EDGE, EDGE, LINING_UM, SOLID = (0.72, 1.10), 0.92, 3.0, 2.0
@@ -154,7 +155,11 @@ class Plot:
         others = self.distance[solid & ~lined]
         wanted = min(max(wanted, 0), len(others) - 1)
         self.distance -= np.partition(others, wanted)[wanted]
-        self.distance = np.minimum(self.distance, self.lining).clip(None, FAR_UM)
+        self.distance = np.minimum(self.distance, self.lining)
+        # Outlines know the distance only nearby; farther out it is measured.
+        measured = ndimage.distance_transform_edt(self.distance > 0)
+        far = smoothstep(self.distance, 6.0, 14.0)
+        self.distance += far * (measured.clip(0, FAR_UM) - self.distance)
 
     def settle_nuclei(self, density: float, pattern: Points | None = None) -> Points:
         """Return places (n, 2) for nuclei: exactly ``density`` per µm² of epithelium.
@@ -417,6 +422,8 @@ def _fat(plot: Plot) -> Nuclei:
     border = ndimage.gaussian_filter(ndimage.distance_transform_edt(plot.inside), 2.0)
     rim = np.minimum(nearest[:, 1] - nearest[:, 0], 2 * border[plot.inside] - 3)
     plot.hollow[plot.inside] = (SOLID - rim / 3.4).clip(0, SOLID)
+    away = FAT_UM + ndimage.distance_transform_edt(~plot.inside)
+    plot.distance = np.minimum(away, FAR_UM).astype(np.float32)
     free = plot.inside & (plot.hollow > 1.4)
     xy = throw_darts(free, round(1.2 * count), gaps_um=(14.0,), rng=plot.rng)
     angle = along_contours(ndimage.gaussian_filter(plot.hollow, 3.0), xy)
