@@ -54,7 +54,7 @@ REACH = 6.0
 BESIDE_PX = 3
 #: Less contrast than this, of 255, is no mark.
 LEAST_CONTRAST = 30.0
-WINDOW_PX = (1100, 780)
+WINDOW_PX = (600, 600)
 WHITE = (255, 255, 255)
 
 
@@ -292,8 +292,13 @@ class Studio:
 
     def close(self) -> None:
         """Empty the window."""
+        from qtpy.QtWidgets import QApplication
+
         self._hooks.detach()
         self.viewer.layers.clear()
+        # Drawn once without the layers; else the next ones can crash Mesa's renderer.
+        QApplication.processEvents()
+        self.photograph()
         self.slide.close()
 
     def look_at(self, xy_l0: tuple[float, float], level: int) -> None:
@@ -596,8 +601,11 @@ def main() -> int:
         os.environ["NAPARI_CONFIG"] = str(Path(folder) / "napari.yaml")
         os.environ["HISTOMAE_HOME"] = folder
         import napari
+        from qtpy.QtWidgets import QDockWidget
 
         viewer = napari.Viewer()
+        for dock in viewer.window._qt_window.findChildren(QDockWidget):
+            dock.hide()  # less to paint
         viewer.window.resize(*WINDOW_PX)
         for number, case in enumerate(QUICK if args.quick else CASES):
             say(f"{case.name}: {case.size[0]} × {case.size[1]} px, worst at each level")
