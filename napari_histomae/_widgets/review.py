@@ -233,7 +233,10 @@ class ReviewDock(QWidget):
             )
 
     def _on_found(self, slide: Slide, found: Findings, *, fresh: bool) -> None:
-        self._job = None
+        job, self._job = self._job, None
+        if job is not None and job.cancelling:  # too late, yet not wanted
+            self._on_cancelled()
+            return
         if slide not in self._session.slides:
             self._refresh_buttons()
             self.state.idle(f"{slide.name} was closed meanwhile.")
@@ -281,6 +284,8 @@ class ReviewDock(QWidget):
         return self._session.probe.probe_id if self._session.probe else None
 
     def _on_model_ready(self) -> None:
+        if self.running:
+            self.cancel()  # what another model finds is of no use
         self._results.use_model(self._session.model_path)
         self.looker.use_model(self.model.header)
         self._on_probe_changed()
