@@ -115,7 +115,7 @@ class TestChoosing:
 
     def test_tiles_are_counted_again_for_another_size(self, ready, qtbot):
         before = ready.slides.survey.tiles
-        ready.settings.edit("tile_px", "112")
+        ready.settings.edit("tile_px", "128")
         qtbot.waitUntil(lambda: ready.slides.survey.tiles != before, timeout=5000)
         assert ready.slides.survey.tiles > 2 * before
 
