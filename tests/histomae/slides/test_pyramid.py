@@ -19,6 +19,16 @@ def small_chunks(monkeypatch):
     monkeypatch.setattr(pyramid_module, "SMALLEST_PX", 100)
 
 
+def filled_up(pixels, multiple):
+    """Fill a picture up with white to whole multiples of so many pixels."""
+    high, wide = pixels.shape[:2]
+    return np.pad(
+        pixels,
+        ((0, -high % multiple), (0, -wide % multiple), (0, 0)),
+        constant_values=255,
+    )
+
+
 def random_key(random, shape):
     """Make a key such as people and viewers write."""
     keys = []
@@ -45,9 +55,10 @@ def test_slicing_means_what_it_means_in_numpy(make_slide, noise):
     pixels = noise(403, 305)
     with Slide.open(make_slide(pixels, factors=(1,))) as slide:
         level = pyramid(slide)[0]
-        assert level.shape == pixels.shape
+        pixels = filled_up(pixels, 8)
+        assert level.shape == pixels.shape == (312, 408, 3)
         assert (level.ndim, level.dtype, level.size) == (3, np.uint8, pixels.size)
-        assert len(level) == 305
+        assert len(level) == 312
         random = np.random.default_rng(0)
         for _ in range(600):
             key = random_key(random, pixels.shape)
@@ -58,7 +69,7 @@ def test_slicing_means_what_it_means_in_numpy(make_slide, noise):
         np.testing.assert_array_equal(np.asarray(level, float), pixels)
 
 
-@pytest.mark.parametrize("key", [305, -306, (0, 403), (0, 0, 3), (0, 0, 0, 0)])
+@pytest.mark.parametrize("key", [512, -513, (0, 512), (0, 0, 3), (0, 0, 0, 0)])
 def test_what_is_outside_is_an_index_error(make_slide, noise, key):
     level = pyramid(Slide.open(make_slide(noise(403, 305), factors=(1,))))[0]
     with pytest.raises(IndexError):
@@ -78,24 +89,46 @@ def test_what_is_returned_can_be_changed_without_harm(make_slide, noise):
     "factors", [(1,), (1, 2, 4), (1, 4), (1, 8)], ids=lambda factors: str(factors)
 )
 def test_levels_halve_whatever_the_file_stores(make_slide, noise, factors):
-    pixels = noise(803, 602)
+    pixels = noise(790, 602)
     with Slide.open(make_slide(pixels, factors=factors)) as slide:
         levels = pyramid(slide)
         assert [level.factor for level in levels] == [1, 2, 4, 8]
         assert [level.shape for level in levels] == [
-            (602, 803, 3),
-            (301, 402, 3),
-            (151, 201, 3),
-            (75, 100, 3),
+            (608, 792, 3),
+            (304, 396, 3),
+            (152, 198, 3),
+            (76, 99, 3),
         ]
-        assert max(levels[-1].shape) <= 100 < max(levels[-2].shape)
         for level in levels:
             wide, high = level.shape[1], level.shape[0]
             whole = slide.read_scaled((0, 0), (wide, high), (level.factor,) * 2)
             # Chunk by chunk it is the same picture, but for what is rounded twice.
             assert np.abs(level[:].astype(int) - whole).max() <= 3
             # And it shows the slide: the mean of a block of noise is its grey.
-            assert level[:].mean() == pytest.approx(pixels.mean(), abs=2)
+            inside = level[: 600 // level.factor, : 784 // level.factor]
+            assert inside.mean() == pytest.approx(pixels.mean(), abs=2)
+
+
+@pytest.mark.parametrize("size", [(3333, 2777), (1025, 5), (1024, 1024), (9274, 7003)])
+def test_quotient_of_shapes_is_the_factor(stand_in, size):
+    picture = np.broadcast_to(np.uint8(200), (*size[::-1], 4))
+    slide, _ = stand_in([picture])
+    levels = pyramid(slide)
+    for level in levels:
+        quotients = np.divide(levels[0].shape[:2], level.shape[:2])
+        assert (quotients == level.factor).all()
+    beyond = np.subtract(levels[0].shape[:2], size[::-1])
+    assert (beyond >= 0).all()
+    assert (beyond < levels[-1].factor).all()
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_beyond_the_slide_is_white(make_slide, noise):
+    with Slide.open(make_slide(noise(403, 305) // 2, factors=(1,))) as slide:
+        whole = pyramid(slide)[0][:]
+    assert (whole[305:] == 255).all()
+    assert (whole[:, 403:] == 255).all()
+    assert (whole[:305, :403] < 255).all()
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -110,7 +143,7 @@ def test_chunks_of_a_single_level_fit_without_a_seam(make_slide, noise):
 def test_a_real_size_has_real_levels(stand_in):
     slide, _ = stand_in([np.zeros((2967, 2220, 3), np.uint8)])
     assert [level.shape for level in pyramid(slide)] == [
-        (2967, 2220, 3),
+        (2968, 2220, 3),
         (1484, 1110, 3),
         (742, 555, 3),
     ]
@@ -147,7 +180,7 @@ def test_making_a_pyramid_reads_nothing(stand_in, noise):
 
 @pytest.mark.usefixtures("small_chunks")
 def test_cache_is_bounded(make_slide, noise):
-    pixels = noise(700, 500)
+    pixels = noise(704, 504)
     cache = ChunkCache(max_bytes=5 * 64 * 64 * 3)
     with Slide.open(make_slide(pixels, factors=(1,))) as slide:
         level = pyramid(slide, cache=cache)[0]

@@ -3,10 +3,15 @@
 Stored levels may have any factor, leave gaps or be missing altogether. The pyramid's
 levels always halve, down to one below ``SMALLEST_PX``; each is read from the nearest
 finer stored level, in chunks that are kept in a cache of bounded size.
+
+A viewer takes the quotient of two levels' shapes for the factor between them. To make
+that true to the last pixel, every level is filled up with white, right and below, to
+whole pixels of the coarsest: by less than one of those.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
@@ -68,6 +73,8 @@ class PyramidLevel:
         Where the pixels come from.
     factor
         Level-0 pixels per pixel of this level, a power of two.
+    shape_yx
+        (height, width) in pixels of this level; white where the slide has ended.
     cache
         Shared by the levels of a pyramid.
     on_error
@@ -82,17 +89,12 @@ class PyramidLevel:
         self,
         slide: Slide,
         factor: int,
+        shape_yx: tuple[int, int],
         *,
         cache: ChunkCache,
         on_error: Callable[[SlideError], None] | None = None,
     ) -> None:
-        width, height = slide.dimensions
-        # Rounded, so that shapes stay within half a pixel of the true factor.
-        self.shape = (
-            max(1, int(height / factor + 0.5)),
-            max(1, int(width / factor + 0.5)),
-            3,
-        )
+        self.shape = (*shape_yx, 3)
         self.factor = factor
         self.chunks = (CHUNK_PX, CHUNK_PX, 3)
         self._slide = slide
@@ -180,15 +182,23 @@ def pyramid(
     """Return the levels of a slide for a viewer, finest first.
 
     Level ``i`` has ``2**i`` level-0 pixels per pixel, whatever the file stores; the
-    last is the first whose longer side is ``SMALLEST_PX`` or less.
+    last is the first whose longer side is ``SMALLEST_PX`` or less. Every shape is that
+    of the last one times a power of two.
     """
     cache = cache or ChunkCache()
-    levels = [PyramidLevel(slide, 1, cache=cache, on_error=on_error)]
-    while max(levels[-1].shape) > SMALLEST_PX:
-        levels.append(
-            PyramidLevel(slide, levels[-1].factor * 2, cache=cache, on_error=on_error)
+    width, height = slide.dimensions
+    halvings = max(0, math.ceil(math.log2(max(width, height) / SMALLEST_PX)))
+    last = (math.ceil(height / 2**halvings), math.ceil(width / 2**halvings))
+    return [
+        PyramidLevel(
+            slide,
+            2**i,
+            (last[0] << halvings - i, last[1] << halvings - i),
+            cache=cache,
+            on_error=on_error,
         )
-    return levels
+        for i in range(halvings + 1)
+    ]
 
 
 def _expanded(key: Any, ndim: int) -> tuple[Any, ...]:
