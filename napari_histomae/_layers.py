@@ -47,6 +47,8 @@ Color = tuple[int, int, int]
 
 #: From an edge coordinate in level-0 pixels to napari's data coordinate.
 EDGE_TO_CENTRE = -0.5
+#: Width of the outline of a tile, pixels of the screen.
+OUTLINE_PX = 2.0
 #: Key of our entry in a layer's metadata.
 KEY = "histomae"
 #: Overlays never hide the tissue.
@@ -384,32 +386,33 @@ def show_outline(
 ) -> Shapes:
     """Draw the outline of a box (x0, y0, x1, y1) on a slide.
 
-    The line lies outside the box. A layer of the same name on the same slide is
-    replaced.
+    The line is as thin as it can be seen now; see :func:`fit_outline`. A layer of the
+    same name on the same slide is replaced.
     """
     x0, y0, x1, y1 = box_l0
-    side = min(x1 - x0, y1 - y0)
-    width = min(max(2 * edge_width(slide), side / 30), side / 8)  # from near and far
-    out = width / 2  # napari draws half of a line's width on either side
-    corners = np.array(
-        [
-            [y0 - out, x0 - out],
-            [y0 - out, x1 + out],
-            [y1 + out, x1 + out],
-            [y1 + out, x0 - out],
-        ]
-    )
+    corners = np.array([[y0, x0], [y0, x1], [y1, x1], [y1, x0]]) + EDGE_TO_CENTRE
     attributes = {
         "shape_type": "rectangle",
         "scale": pixel_size_yx(slide),
         "units": units(slide),
         "edge_color": _rgba_of(color, 1.0),
         "face_color": np.zeros(4),
-        "edge_width": width,
+        "edge_width": _outline_width(viewer, slide),
         "opacity": 1.0,
     }
-    data = corners[None] + EDGE_TO_CENTRE
-    return _show(viewer, slide, "outline", name, data, attributes, viewer.add_shapes)
+    return _show(
+        viewer, slide, "outline", name, corners[None], attributes, viewer.add_shapes
+    )
+
+
+def fit_outline(viewer: napari.viewer.Viewer, slide: Slide, layer: Shapes) -> None:
+    """Give an outline the same width on the screen after the zoom changed."""
+    layer.edge_width = [_outline_width(viewer, slide)] * layer.nshapes
+
+
+def _outline_width(viewer: napari.viewer.Viewer, slide: Slide) -> float:
+    """Return the width of an outline, level-0 pixels."""
+    return OUTLINE_PX / (camera(viewer).zoom * max(pixel_size_yx(slide)))
 
 
 def remove(viewer: napari.viewer.Viewer, slide: Slide, name: str) -> None:

@@ -400,7 +400,7 @@ class ReviewDock(QWidget):
         self._open = False
         self.hooks.detach()
         self.maps.show_overlays()
-        self.looker.stop()
+        self.looker.shut()
         if self._job is not None:
             self._job.silence()
             self._job.cancel()

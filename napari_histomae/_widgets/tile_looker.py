@@ -12,6 +12,7 @@ from napari_histomae._jobs import start_job
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
+    from napari.layers import Layer
     from qtpy.QtWidgets import QWidget
 
     from histomae.events import Event
@@ -44,6 +45,9 @@ class TileLooker(QObject):
         self._slide: Slide | None = None
         self._num_blocks = 1
         self._job: Job | None = None
+        self._outline: Layer | None = None
+        self._camera = _layers.camera(session.viewer)
+        self._camera.events.zoom.connect(self._on_zoomed)
         panel.look_changed.connect(self._on_look_changed)
         panel.shown_changed.connect(self._show_layers)
 
@@ -119,7 +123,8 @@ class TileLooker(QObject):
     def forget(self) -> None:
         """Show no tile any more."""
         self.stop()
-        slide, self._slide, self.closeup = self._slide, None, None
+        slide, self._slide = self._slide, None
+        self.closeup, self._outline = None, None
         self._panel.clear()
         if slide is not None and slide in self._session.slides:
             _review_layers.remove_closeup(self._session.viewer, slide)
@@ -130,6 +135,11 @@ class TileLooker(QObject):
             self._job.silence()
             self._job.cancel()
             self._job = None
+
+    def shut(self) -> None:
+        """Stop, and listen no more."""
+        self.stop()
+        self._camera.events.zoom.disconnect(self._on_zoomed)
 
     # ---- in the background
 
@@ -178,7 +188,7 @@ class TileLooker(QObject):
 
     def _show_layers(self) -> None:
         if self.closeup is not None and self._slide is not None:
-            _review_layers.show_closeup(
+            shown = _review_layers.show_closeup(
                 self._session.viewer,
                 self._slide,
                 self.closeup,
@@ -186,3 +196,8 @@ class TileLooker(QObject):
                 attention=self._panel.attention_shown,
                 reconstruction=self._panel.redrawn_shown,
             )
+            self._outline = shown.outline
+
+    def _on_zoomed(self) -> None:
+        if self._outline is not None and self._slide is not None:
+            _layers.fit_outline(self._session.viewer, self._slide, self._outline)

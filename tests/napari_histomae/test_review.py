@@ -461,14 +461,12 @@ def test_a_click_shows_its_tile(taught, viewer, session, look):
     np.testing.assert_array_equal(redrawn.data, closeup.reconstruction.reconstruction)
     np.testing.assert_array_equal(attention.data, closeup.attention)
     outline = viewer.layers["ellipse · tile"]
-    corners = (
-        outline.data_to_world(outline.data[0][0]),
-        outline.data_to_world(outline.data[0][2]),
-    )
-    # the line's inner edge is the tile's
-    line = outline.edge_width[0] / 2 * np.array([0.5, 0.4])
-    np.testing.assert_allclose(corners[0] + line, box[:2], atol=1e-6)
-    np.testing.assert_allclose(corners[1] - line, box[2:], atol=1e-6)
+    corners = [outline.data_to_world(outline.data[0][i]) for i in (0, 2)]
+    np.testing.assert_allclose(np.ravel(corners), box, atol=1e-6)
+    for zoom in (0.1, 3.0):
+        viewer.scene.camera.zoom = zoom
+        on_screen = outline.edge_width[0] * 0.5 * zoom
+        assert on_screen == pytest.approx(_layers.OUTLINE_PX)
 
     tile = slide.read_region((960, 640), (32, 32), MPP)
     np.testing.assert_array_equal(closeup.tile, tile)
