@@ -38,7 +38,7 @@ UNSURE_NAME = "unsure"
 #: Colours of errors: better than usual, usual (pale), worse.
 DIVERGING = np.array([[0.02, 0.44, 0.69], [0.97, 0.97, 0.97], [0.79, 0.0, 0.13]])
 #: The attention of one tile may hide more of it than a map: it is the only one.
-TILE_OPACITY = 0.6
+TILE_OPACITY = 0.8
 #: In a layer's metadata: what is shown of the clicked tile alone.
 TILE = "tile"
 
@@ -155,7 +155,7 @@ def _show_numbers(
         style = {"colormap": "viridis", "contrast_limits": (least, 1.0)}
     elif choice.kind == ATTENTION:
         style = {
-            "colormap": "magma",
+            "colormap": attention_colormap(),
             "contrast_limits": limits_of(heatmap.values),
             "interpolation": "linear",
         }
@@ -182,6 +182,18 @@ def diverging_colormap() -> Any:
     from napari.utils.colormaps import Colormap
 
     return Colormap(DIVERGING, name="error")
+
+
+def attention_colormap() -> Any:
+    """Return the colours of attention: clear where there is little, bright where much.
+
+    So the tissue is seen wherever the model does not look.
+    """
+    from napari.utils.colormaps import Colormap, ensure_colormap
+
+    colors = ensure_colormap("inferno").map(np.linspace(0.3, 1, 256)).copy()
+    colors[:, 3] = np.linspace(0, 1, len(colors))
+    return Colormap(colors, name="attention")
 
 
 def _put_above(viewer: napari.viewer.Viewer, slide: Slide, layer: Layer) -> None:
@@ -250,7 +262,7 @@ def show_closeup(
         slide,
         closeup.attention_map,
         name,
-        colormap="magma",
+        colormap=attention_colormap(),
         contrast_limits=limits_of(closeup.attention),
         opacity=TILE_OPACITY,
         interpolation="linear",

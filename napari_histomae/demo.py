@@ -237,12 +237,14 @@ class Play:
         yield from self._picture("teach")
 
     def _review(self, slide: Slide, *, classes: bool) -> Steps:
+        from histomae.slides.grid import TileGrid
+
         review = self._dock("Review")
         yield lambda: review.run_button.isEnabled() and review.model.spec is not None
         review.run()
         yield lambda: not review.running
         maps = [review.maps.map_box.itemText(0)] if classes else []
-        maps += ["attention", "error", "likeness"]
+        maps += ["likeness", "attention", "error"]
         for name in reversed(maps):  # the first one is shown last, and stays
             review.maps.map_box.setCurrentIndex(review.maps.map_box.findText(name))
             review.maps.map_box.activated.emit(review.maps.map_box.currentIndex())
@@ -256,7 +258,8 @@ class Play:
         else:
             cells = np.argwhere(review.findings.likeness.values[..., 3])
             row, col = cells[len(cells) // 2]
-            review.looker.look_at((int(row), int(col)), is_cell=True)
+            grid = TileGrid.over(slide, review.model.spec)
+            review.looker.go_to((int(row), int(col)), grid)
             say("no regions were given, so no class is shown; draw some in Teach")
         yield lambda: not review.looker.looking
         yield from self._picture("tile")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from histomae.infer.closeup import CloseUp
     from histomae.infer.predict import Prediction
     from histomae.models.checkpoint import CheckpointHeader
+    from histomae.slides.grid import TileGrid
     from histomae.slides.slide import Slide
     from napari_histomae._jobs import Job
     from napari_histomae._session import Session
@@ -104,16 +105,20 @@ class TileLooker(QObject):
 
     def step(self, prediction: Prediction, by: int) -> None:
         """Go to the next (1) or the previous (-1) tile, from the least certain on."""
-        slide = self._session.slide
         cells = prediction.cells[prediction.least_confident()].tolist()
-        if slide is None or not cells:
+        if not cells:
             return
         here = list(self.closeup.cell) if self.closeup is not None else None
         at = cells.index(here) + by if here in cells else 0
         row, col = cells[min(max(at, 0), len(cells) - 1)]
-        box_l0 = prediction.grid.box_l0(row, col)
-        _layers.look_at(self._session.viewer, slide, box_l0)
-        self.look_at((row, col), is_cell=True)
+        self.go_to((row, col), prediction.grid)
+
+    def go_to(self, cell: tuple[int, int], grid: TileGrid) -> None:
+        """Bring a tile (row, column) into view and look at it."""
+        slide = self._session.slide
+        if slide is not None:
+            _layers.look_at(self._session.viewer, slide, grid.box_l0(*cell))
+            self.look_at(cell, is_cell=True)
 
     def keep_only(self, slide: Slide | None) -> None:
         """Forget the tile if it lies on another slide."""

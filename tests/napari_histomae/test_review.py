@@ -357,7 +357,10 @@ def test_attention_is_made_when_asked_for(mapped, viewer, run):
     choose_map(mapped, "attention")
     assert mapped.running
     run.finish(mapped)
-    assert viewer.layers["ellipse · attention"].visible
+    layer = viewer.layers["ellipse · attention"]
+    assert layer.visible
+    alphas = layer.colormap.map(np.array([0, 0.5, 1, np.nan]))[:, 3]
+    np.testing.assert_allclose(alphas, [0, 0.5, 1, 0], atol=0.01)
     assert mapped.prediction is not None
     choose_map(mapped, "classes")
     assert viewer.layers["ellipse · classes"].visible
