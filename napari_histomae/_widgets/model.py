@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qtpy.QtCore import Signal
-from qtpy.QtWidgets import QComboBox, QFileDialog, QSizePolicy, QWidget
+from qtpy.QtWidgets import QFileDialog, QSizePolicy, QWidget
 
 from histomae.files import runs_folder
 from napari_histomae._jobs import start_job
+from napari_histomae._widgets.common import ElidedBox
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -25,7 +26,7 @@ RUNS_SHOWN = 8
 CHOOSE = "Choose a file…"
 
 
-class ModelChooser(QComboBox):
+class ModelChooser(ElidedBox):
     """The session's model, and others to take instead.
 
     Signals

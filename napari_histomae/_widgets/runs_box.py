@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Qt, Signal
-from qtpy.QtWidgets import QComboBox, QWidget
 
 from histomae.errors import HistomaeError
-from napari_histomae._widgets.common import narrow
+from napari_histomae._widgets.common import ElidedBox
 
 if TYPE_CHECKING:
+    from qtpy.QtWidgets import QWidget
+
     from histomae.learn.runs import RunFolder
 
 #: How a run stands, in words.
@@ -27,7 +28,7 @@ STATE_WORDS = {
 RESUMABLE = ("stopped", "failed", "interrupted", "new")
 
 
-class RunsBox(QComboBox):
+class RunsBox(ElidedBox):
     """The earlier runs, each with how it stands."""
 
     about_to_open = Signal()
@@ -36,7 +37,6 @@ class RunsBox(QComboBox):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._runs: list[RunFolder] = []
-        narrow(self)
 
     @property
     def all_runs(self) -> list[RunFolder]:

@@ -49,6 +49,7 @@ from napari_histomae._jobs import Job, start_job
 from napari_histomae._session import Session
 from napari_histomae._widgets.common import (
     SPACING,
+    ElidedBox,
     ElidedLabel,
     FieldMark,
     LossPlot,
@@ -60,7 +61,6 @@ from napari_histomae._widgets.common import (
     dock_layout,
     human_time,
     mute,
-    narrow,
     why_disabled,
 )
 from napari_histomae._widgets.runs_box import (
@@ -142,12 +142,12 @@ class TrainDock(QWidget):
         self.method_words = QLabel()
         self.method_words.setWordWrap(True)
         mute(self.method_words)
-        self.preset = narrow(QComboBox())
+        self.preset = ElidedBox()
         for name in sorted(recipe_names(), key=lambda n: n != "quick"):
             self.preset.addItem(PRESET_WORDS.get(name, name), name)
         self.preset.addItem(CUSTOM, CUSTOM)
         self.preset.addItem(RECIPE_FILE, RECIPE_FILE)
-        self.source = narrow(QComboBox())
+        self.source = ElidedBox()
         for name, words in SOURCES.items():
             self.source.addItem(words, name)
         self.source.setToolTip(

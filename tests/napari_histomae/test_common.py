@@ -8,6 +8,7 @@ from qtpy.QtWidgets import QDockWidget, QMainWindow, QPushButton, QWidget
 
 from histomae.errors import SlideError
 from napari_histomae._widgets.common import (
+    ElidedBox,
     ElidedLabel,
     FieldMark,
     LossPlot,
@@ -94,6 +95,23 @@ def test_a_long_text_is_cut_and_kept_whole_in_the_tooltip(qtbot):
     label.setToolTip("the folder")
     label.setText("short")
     assert label.toolTip() == "the folder"
+
+
+def test_a_long_choice_ends_in_dots(qtbot):
+    box = ElidedBox()
+    qtbot.addWidget(box)
+    box.setPlaceholderText("Choose")
+    box.resize(150, 24)
+    box.show()
+    assert box.drawn_text == "Choose"
+    box.addItems(["short", "her2st-C2_" + "a" * 60 + " · step 600"])
+    box.setCurrentIndex(0)
+    assert box.drawn_text == "short"
+    box.setCurrentIndex(1)
+    assert "…" in box.drawn_text
+    assert box.drawn_text.startswith("her2") and box.drawn_text.endswith("600")
+    assert box.fontMetrics().horizontalAdvance(box.drawn_text) < 150
+    box.grab()  # it can be painted
 
 
 def test_the_loss_curve_draws_twice_a_second_at_most(qtbot):
