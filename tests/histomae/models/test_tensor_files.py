@@ -37,6 +37,13 @@ def test_tensors_come_back(tmp_path, tensors):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
+def test_the_umask_decides_who_may_read(tmp_path, tensors):
+    (tmp_path / "by-hand").touch()
+    path = tmp_path / "file.safetensors"
+    write_tensor_file(path, tensors, metadata={})
+    assert path.stat().st_mode == (tmp_path / "by-hand").stat().st_mode
+
+
 def test_a_file_that_changes_in_between_is_refused(tmp_path, tensors):
     path = tmp_path / "file.safetensors"
     write_tensor_file(path, tensors, metadata={})

@@ -120,8 +120,11 @@ def write_tensor_file(
 ) -> None:
     """Write tensors beside ``path`` and rename: readers see the old file or the new."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # Not save_file: it has a temporary file of its own, which outlives a kill, and is
+    # readable by nobody else.
+    data = safetensors.torch.save(plain, metadata)
     with write_beside(Path(path)) as beside:
-        safetensors.torch.save_file(plain, beside, metadata=metadata)
+        beside.write_bytes(data)
 
 
 def open_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
