@@ -53,6 +53,21 @@ class RunError(HistomaeError):
     """A training run cannot start, go on or be read."""
 
 
+class MemoryRanOutError(RunError):
+    """A step of a training does not fit into memory."""
+
+
+class DiskRefusedError(RunError):
+    """A file of a run cannot be written.
+
+    ``reason`` is the sentence without what to do, which depends on who waits for it.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason} Make room, then resume.")
+        self.reason = reason
+
+
 class NotEnoughDataError(HistomaeError, ValueError):
     """There is too little tissue or there are too few labels to go on."""
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from histomae.config import PretrainConfig
-from histomae.errors import NotEnoughDataError, RunError
-from histomae.events import Heartbeat, Step, result_of
+from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
+from histomae.events import Heartbeat, Note, Step, result_of
 from histomae.learn.loop import (
     Plan,
     build_optimizer,
@@ -318,6 +318,41 @@ def test_a_gradient_that_is_no_number_stops_too():
 def test_memory_that_ran_out_is_a_sentence(error):
     with pytest.raises(RunError, match="smaller micro_batch"), memory_in_words():
         raise error
+
+
+def short_of_memory(most, **changes):
+    """Return a method that has memory for so many crops at a time."""
+
+    def loss(model, given, setting):
+        if len(given["images"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return MAE.loss(model, given, setting)
+
+    return replace(MAE, loss=loss, **changes)
+
+
+def test_memory_that_runs_out_halves_the_micro_batch():
+    config = replace(CONFIG, micro_batch=10)
+    events, model, _ = train(config, method=short_of_memory(3))
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert [note.split("going on with ")[1] for note in notes] == [
+        "5 crops at a time. The batch stays 10.",
+        "2 crops at a time. The batch stays 10.",
+    ]
+    smooth, same, _ = train(replace(CONFIG, micro_batch=2))
+    assert [e.loss for e in steps(events)] == [e.loss for e in steps(smooth)]
+    for one, other in zip(model.parameters(), same.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_crop_that_does_not_fit_ends_it():
+    with pytest.raises(MemoryRanOutError, match="smaller encoder"):
+        train(CONFIG, method=short_of_memory(0))
+
+
+def test_a_loss_that_does_not_split_is_not_split():
+    with pytest.raises(MemoryRanOutError):
+        train(CONFIG, method=short_of_memory(3, splits_over_batch=False))
 
 
 def test_other_errors_stay_what_they_are():

@@ -1,6 +1,8 @@
 """A pretraining from a slide to a checkpoint: stopped, resumed, refused, the same."""
 
 import json
+import shutil
+import threading
 from dataclasses import fields, replace
 
 import numpy as np
@@ -8,7 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from histomae.errors import ConfigError, NotEnoughDataError, RunError, SlideError
+from histomae.errors import (
+    ConfigError,
+    DiskRefusedError,
+    NotEnoughDataError,
+    RunError,
+    SlideError,
+)
 from histomae.events import (
     Failed,
     Finished,
@@ -478,15 +486,69 @@ def test_an_error_of_the_program_is_recorded_and_raised(begin, monkeypatch):
     assert not run.lock_file.exists()
 
 
-def test_a_disk_that_refuses_is_a_sentence(begin, monkeypatch):
-    def save(*_):
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Return a switch: while it is set, the disk is full."""
+    full = threading.Event()
+    save = module.save_checkpoint
+
+    def refusing(path, header, tensors):
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        save(path, header, tensors)
+
+    monkeypatch.setattr(module, "save_checkpoint", refusing)
+    return full
+
+
+def test_a_full_disk_does_not_end_a_training(begin, full_disk):
+    run = begin(save_every=2)
+    whole = begin("whole", save_every=2)
+    list(run_in(whole))
+    full_disk.set()
+    notes = []
+    for event in run_in(run):
+        if isinstance(event, Note):
+            notes.append(event.text)
+            if "waits, in memory" in event.text:
+                full_disk.clear()
+    assert "No space left on device" in notes[0]
+    assert "MB are free there" in notes[0]
+    assert "tries again in 2 steps" in notes[0]
+    assert "make room" in notes[-1]
+    assert run.state == "done"
+    one, other = load_checkpoint(run.last), load_checkpoint(whole.last)
+    assert one.encoder_id == other.encoder_id
+
+
+def test_a_training_that_waits_for_room_can_be_stopped(begin, full_disk):
+    run = begin(save_every=2)
+    full_disk.set()
+    with pytest.raises(DiskRefusedError, match="Make room"):
+        asking(run, at=lambda e: isinstance(e, Note) and "waits" in e.text)
+    assert "Make room" in run.last_event.message
+    assert not run.last.exists()
+
+
+def test_a_disk_without_room_is_named_before_the_first_step(begin, monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    run = begin()
+    with pytest.raises(DiskRefusedError, match=r"takes \d+\.\d MB, and 0\.0 MB are"):
+        list(run_in(run))
+    assert not losses(run)
+    assert str(run.last.parent) in run.last_event.message
+
+
+def test_a_picture_is_not_worth_a_training(begin, monkeypatch):
+    def save(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "save_checkpoint", save)
+    monkeypatch.setattr(module.Image.Image, "save", save)
     run = begin()
-    with pytest.raises(RunError, match=r"No space left on device; \d+ MB are free"):
-        list(run_in(run))
-    assert "make room" in run.last_event.message
+    said = list(run_in(run))
+    assert any("goes on without it" in e.text for e in said if isinstance(e, Note))
+    assert run.state == "done"
 
 
 # ---- starting from weights

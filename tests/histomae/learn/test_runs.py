@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import psutil
 import pytest
@@ -63,6 +64,44 @@ def owner_of(process, **changes):
 
 def write_lock(run, owner):
     run.lock_file.write_text(json.dumps(asdict(owner)))
+
+
+# ---- a full disk
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_events_wait_for_room(run, monkeypatch):
+    run.append(Note("before"))
+    file = type(run).events_file
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run), "events_file", Path("/dev/full"))
+        run.append(Note("no room"))
+        run.append(step(1))
+    assert type(run).events_file is file
+    assert list(run.events()) == [Note("before")]
+    run.append(step(2))
+    assert list(run.events()) == [Note("before"), Note("no room"), step(1), step(2)]
+
+
+def test_half_a_line_is_taken_back(run):
+    if not hasattr(os, "fork"):
+        pytest.skip("needs a limit on the size of files")
+    import resource
+
+    run.append(Note("before"))
+    size = run.events_file.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))
+    try:
+        run.append(Note("longer than twenty bytes"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert run.events_file.stat().st_size == size
+    run.append(step(2))
+    kept = [Note("before"), Note("longer than twenty bytes"), step(2)]
+    assert list(run.events()) == kept
 
 
 # ---- settings

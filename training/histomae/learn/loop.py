@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from histomae.errors import NotEnoughDataError, RunError
-from histomae.events import Event, Heartbeat, Step
+from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
+from histomae.events import Event, Heartbeat, Note, Step
 from histomae.learn.augment import epoch_order
 from histomae.learn.methods import Batch
 from histomae.learn.schedule import lr_at, parameter_groups, peak_lr
@@ -125,13 +125,16 @@ def fit(
 
     Yields a ``Step`` after each update and a ``Heartbeat`` after each micro-batch, or
     while reading is slow. It may be closed at any of them: the model is then as the
-    last ``Step`` left it.
+    last ``Step`` left it. When memory runs out, the step is made again with micro-
+    batches of half the size, if the method's loss splits over the batch; a ``Note``
+    says so.
 
     Raises
     ------
     RunError
-        If a loss or gradient is not finite (before the update is made), or memory runs
-        out.
+        If a loss or gradient is not finite (before the update is made).
+    MemoryRanOutError
+        If the smallest micro-batch does not fit into memory.
     SlideError
         If a slide cannot be read.
     """
@@ -153,10 +156,24 @@ def fit(
         lr = schedule(step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.zero_grad(set_to_none=True)
-        totals = yield from _accumulate(
-            model, pictures, method, setting, plan.batch_at(step), micro_batch
-        )
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                totals = yield from _accumulate(
+                    model, pictures, method, setting, plan.batch_at(step), micro_batch
+                )
+                break
+            except MemoryRanOutError:
+                if micro_batch == 1 or not method.splits_over_batch:
+                    raise
+            micro_batch //= 2
+            pictures = source.stream(_micro_batches(plan, step, micro_batch))
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            yield Note(
+                f"Memory ran out at step {step + 1}: going on with {micro_batch} crops "
+                f"at a time. The batch stays {plan.crops_per_step}."
+            )
         loss, grad_norm, logged = _checked(weights, totals, step, config)
         optimizer.step()
         if method.after_step is not None:
@@ -305,7 +322,7 @@ def memory_in_words() -> Iterator[None]:
             phrase in str(error) for phrase in NO_MEMORY
         ):
             raise
-        raise RunError(
+        raise MemoryRanOutError(
             "Memory ran out. Choose a smaller micro_batch (the result stays the same), "
             "or a smaller encoder, and close other programs."
         ) from error

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 
-from histomae.errors import ConfigError, HistomaeError, RunError
+from histomae.errors import ConfigError, DiskRefusedError, HistomaeError, RunError
 from histomae.events import (
     Event,
     Failed,
@@ -79,6 +78,8 @@ GPU_MICRO_BATCH, CPU_MICRO_BATCH = 64, 16
 CPU_WORK = 75e9
 #: How often a paused training looks whether it may go on, seconds.
 PAUSE_S = 0.1
+#: A training with AdamW keeps so many numbers for every weight.
+NUMBERS_PER_WEIGHT = 3
 #: Settings that say where and how fast, not what: another machine may change them.
 MAY_CHANGE = ("slides", "device", "threads", "preview_every", "save_every")
 #: Said when they do.
@@ -281,6 +282,7 @@ class _Work:
         training = yield from self._prepare()
         self._training = training
         config, plan = training.setting.config, training.plan
+        check_room(self._run.last, self._bytes_needed(training))
         yield self._started(training)
         if self.step % config.preview_every == 0:
             yield from self._judge(training)
@@ -301,10 +303,9 @@ class _Work:
             if self.step % config.preview_every == 0:
                 yield from self._judge(training)
             if self.step % config.save_every == 0:
-                yield self._save(training)
+                yield self._save_or_go_on(training)
         yield from self._judge(training)
-        yield self._save(training)
-        yield self._save_encoder(training)
+        yield from self._save_when_there_is_room(training)
         yield Finished(self.step, "done")
 
     def stop(self) -> Generator[Event, None, None]:
@@ -462,15 +463,55 @@ class _Work:
         )
         training.model.train()
         path = self._run.previews / f"step_{self.step:07d}.png"
-        with _writing(path), write_beside(path) as beside:
-            Image.fromarray(picture).save(beside, format="PNG")
-        yield Preview(self.step, self._run.inside(path))
+        try:
+            with _writing(path), write_beside(path) as beside:
+                Image.fromarray(picture).save(beside, format="PNG")
+        except DiskRefusedError as error:  # no picture is worth a training
+            yield Note(f"{error.reason} The training goes on without it.")
+        else:
+            yield Preview(self.step, self._run.inside(path))
+
+    def _bytes_needed(self, training: _Training) -> int:
+        """Return what a checkpoint takes, roughly."""
+        weights = sum(weight.nbytes for weight in training.model.parameters())
+        return NUMBERS_PER_WEIGHT * weights
+
+    def _save_or_go_on(self, training: _Training) -> Saved | Note:
+        """Save; where the disk refuses, the training goes on in memory."""
+        try:
+            return self._save(training)
+        except DiskRefusedError as error:
+            return Note(
+                f"{error.reason} The training goes on, and tries again in "
+                f"{training.setting.config.save_every} steps: make room meanwhile."
+            )
+
+    def _save_when_there_is_room(
+        self, training: _Training
+    ) -> Generator[Event, None, None]:
+        """Save what was trained to the end; wait for room as long as it takes."""
+        said = False
+        while True:
+            try:
+                saved = [self._save(training), self._save_encoder(training)]
+            except DiskRefusedError as error:
+                if not said:
+                    yield Note(
+                        f"{error.reason} The training is at its end and waits, in "
+                        "memory, to be saved: make room."
+                    )
+                said = True
+                time.sleep(PAUSE_S)
+                yield Heartbeat()
+            else:
+                yield from saved
+                return
 
     def _save(self, training: _Training) -> Saved:
         tensors = checkpoint_tensors(training.model)
         state = optimizer_tensors(training.model, training.optimizer)
         tensors |= {OPTIMIZER + name: tensor for name, tensor in state.items()}
-        with _writing(self._run.last):
+        with _writing(self._run.last, self._bytes_needed(training)):
             save_checkpoint(self._run.last, self._header(training), tensors)
         self._saved_step = self.step
         return Saved(self.step, self._run.inside(self._run.last))
@@ -502,19 +543,43 @@ class _Work:
         )
 
 
+def check_room(path: Path, needed: int) -> None:
+    """Refuse to write ``needed`` bytes where they do not fit.
+
+    Raises
+    ------
+    DiskRefusedError
+        It names the folder and the megabytes.
+    """
+    free = _free_at(path)
+    if free < needed:
+        raise _refused(path, "too little room", needed)
+
+
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: Path, needed: int = 0) -> Iterator[None]:
     """Turn the system's refusal to write into a sentence; the old file is intact."""
+    check_room(path, needed)
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        folder = next(parent for parent in path.parents if parent.is_dir())
-        free = shutil.disk_usage(folder).free // 2**20
-        raise RunError(
-            f"{path.name} cannot be written to {path.parent} ({reason}; {free} MB are "
-            "free there). What was saved before is intact: make room, then resume."
-        ) from error
+    except OSError as error:
+        raise _refused(path, error.strerror or str(error), needed) from error
+
+
+def _refused(path: Path, reason: str, needed: int) -> DiskRefusedError:
+    free = _free_at(path)
+    room = f"{free / 2**20:.1f} MB are free there"
+    if needed:
+        room = f"it takes {needed / 2**20:.1f} MB, and {room}"
+    return DiskRefusedError(
+        f"{path.name} cannot be written to {path.parent} ({reason}; {room}). What was "
+        "saved before is intact."
+    )
+
+
+def _free_at(path: Path) -> int:
+    folder = next(parent for parent in path.parents if parent.is_dir())
+    return shutil.disk_usage(folder).free
 
 
 # Slides ----------------------------------------------------------------------

@@ -104,6 +104,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._waiting: list[str] = []  # events for which there was no room yet
 
     # ---- what is in it
 
@@ -212,9 +213,22 @@ class RunFolder:
     # ---- its events
 
     def append(self, event: Event) -> None:
-        """Record an event; it is on its way to the disk when this returns."""
-        with self.events_file.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(event.to_json() + "\n")
+        """Record an event; it is on its way to the disk when this returns.
+
+        While the disk is full events wait in memory and are written with a later one.
+        """
+        self._waiting.append(event.to_json() + "\n")
+        with suppress(OSError), self.events_file.open("ab", buffering=0) as file:
+            whole = file.tell()
+            lines = "".join(self._waiting).encode()
+            try:
+                written = file.write(lines)
+            except OSError:
+                written = 0
+            if written == len(lines):
+                self._waiting.clear()
+            else:  # half a line would spoil the next one
+                file.truncate(whole)
 
     def events(self) -> Iterator[Event]:
         """Yield what was recorded; half a line at the end is left out."""
