@@ -35,6 +35,8 @@ format: install
 bench: install libraries
 	$(WINDOW) $(BIN)/python training/benchmarks/overlay_alignment.py
 	$(WINDOW) $(BIN)/python training/benchmarks/event_loop.py
+	$(BIN)/python training/benchmarks/kill9.py
+	$(BIN)/python training/benchmarks/resume_exact.py
 
 docs: install libraries
 	$(WINDOW) $(BIN)/python docs/pictures.py

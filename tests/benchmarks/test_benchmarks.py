@@ -75,3 +75,31 @@ class TestEventLoop:
         )
         assert process.returncode == 1, process.stderr
         assert figures(process)[P99]["value"] > 150
+
+
+class TestKill9:
+    def test_no_checkpoint_is_lost(self):
+        process = start("kill9.py", "--json", "--count", "8", "--inside", "4")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["kills"]["value"] == 8
+        assert found["of them inside a save"]["value"] >= 2
+
+    def test_writing_over_the_old_checkpoint_is_found(self):
+        process = start("kill9.py", "--json", "--plant", "--inside", "12")
+        assert process.returncode == 1, process.stderr
+        assert figures(process)["checkpoints lost or unreadable"]["value"] == 1
+
+
+class TestResumeExact:
+    def test_a_resumed_training_is_the_uninterrupted_one(self):
+        process = start("resume_exact.py", "--json")
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert figures(process)["kills"]["value"] == 3
+
+    def test_masks_that_begin_anew_are_found(self):
+        process = start("resume_exact.py", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        found = figures(process)
+        assert found["of them with other weights"]["value"] == 1
+        assert found["of them with other losses"]["value"] == 1

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
-import tifffile
 from figures import Figure, load, options, report, say
+from trainers import make_slide
 
 if TYPE_CHECKING:
     import argparse
@@ -78,32 +78,6 @@ class Turns:
         """Return the gaps, ms."""
         self._timer.stop()
         return np.diff(self.times) * 1000
-
-
-def make_slide(path: Path) -> Path:
-    """Write a small slide with something like tissue: quicker than the sample."""
-    random = np.random.default_rng(0)
-    high, wide = 1500, 2000
-    y, x = np.mgrid[:high, :wide]
-    inside = ((x / wide - 0.5) / 0.42) ** 2 + ((y / high - 0.5) / 0.42) ** 2 < 1
-    nuclei = np.kron(random.random((high // 10, wide // 10)) < 0.3, np.ones((10, 10)))
-    pixels = np.full((high, wide, 3), 245, np.uint8)
-    pixels[inside] = (225, 150, 190)
-    pixels[inside & (nuclei > 0)] = (90, 50, 130)
-    pixels -= random.integers(0, 8, pixels.shape, dtype=np.uint8)
-    with tifffile.TiffWriter(path) as tiff:
-        for level in range(2):
-            tiff.write(
-                pixels[:: 2**level, :: 2**level],
-                tile=(256, 256),
-                photometric="rgb",
-                compression="deflate",
-                subfiletype=1 if level else 0,
-                resolution=(2e4, 2e4),  # 0.5 µm
-                resolutionunit="CENTIMETER",
-                metadata=None,
-            )
-    return path
 
 
 # ---- the window

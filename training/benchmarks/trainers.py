@@ -1,0 +1,135 @@
+"""Trainings to disturb: a small slide, and pretrainings in processes of their own.
+
+The processes come from a fork server that has torch imported already, so that one
+starts in a moment and hundreds can be killed within minutes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tifffile
+
+from histomae.config import PretrainConfig
+from histomae.learn import methods, pretrain
+from histomae.learn.crops import CropReader
+from histomae.learn.methods import METHODS
+from histomae.learn.runs import RunFolder
+from histomae.models import tensor_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.process import BaseProcess
+
+#: Steps of some ten milliseconds.
+SMALL = PretrainConfig(
+    encoder="vit_micro",
+    tile_px=64,
+    patch_size=16,
+    decoder_dim=64,
+    decoder_depth=1,
+    decoder_heads=2,
+    crops_per_slide=40,
+    batch_size=8,
+    warmup_epochs=0,
+    save_every=3,
+    preview_every=10**9,
+    device="cpu",
+    threads=1,
+)
+
+
+def make_slide(path: Path) -> Path:
+    """Write a small slide with something like tissue: quicker than the sample."""
+    random = np.random.default_rng(0)
+    high, wide = 1500, 2000
+    y, x = np.mgrid[:high, :wide]
+    inside = ((x / wide - 0.5) / 0.42) ** 2 + ((y / high - 0.5) / 0.42) ** 2 < 1
+    nuclei = np.kron(random.random((high // 10, wide // 10)) < 0.3, np.ones((10, 10)))
+    pixels = np.full((high, wide, 3), 245, np.uint8)
+    pixels[inside] = (225, 150, 190)
+    pixels[inside & (nuclei > 0)] = (90, 50, 130)
+    pixels -= random.integers(0, 8, pixels.shape, dtype=np.uint8)
+    with tifffile.TiffWriter(path) as tiff:
+        for level in range(2):
+            tiff.write(
+                pixels[:: 2**level, :: 2**level],
+                tile=(256, 256),
+                photometric="rgb",
+                compression="deflate",
+                subfiletype=1 if level else 0,
+                resolution=(2e4, 2e4),  # 0.5 µm
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+    return path
+
+
+def begin(folder: Path, config: PretrainConfig) -> RunFolder:
+    """Make a run folder with settings in it."""
+    run = RunFolder(folder)
+    run.create(config)
+    return run
+
+
+class Trainers:
+    """Starts pretrainings in processes of their own."""
+
+    def __init__(self) -> None:
+        here = str(Path(__file__).parent)
+        paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["trainers"])
+
+    def start(
+        self, run: RunFolder, *, plant: str = "", readers: int = 2
+    ) -> BaseProcess:
+        """Begin, or go on with, the training of a run folder.
+
+        ``plant`` is a defect to put in: "torn" checkpoints, written in place; or
+        "restless" masks, drawn from a generator that begins anew with the process.
+        """
+        process = self._context.Process(target=train, args=(run.path, plant, readers))
+        process.start()
+        return process
+
+
+def train(folder: Path, plant: str, readers: int) -> None:
+    """Train to the end of the plan, or until somebody ends this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    source: Any = partial(CropReader, readers=readers)
+    object.__setattr__(METHODS["mae"], "source", source)
+    if plant == "torn":
+        tensor_files.write_beside = write_in_place
+    if plant == "restless":
+        generator = np.random.default_rng(0)
+
+        def restless(seed: int, epoch: int, indices: Any, *, patches: int, **_: Any):  # type: ignore[no-untyped-def]  # noqa: ANN202
+            return generator.random((len(indices), patches), np.float32)
+
+        methods.mask_noise = restless
+    for _ in pretrain.run_in(RunFolder(folder)):
+        pass
+
+
+@contextlib.contextmanager
+def write_in_place(path: Path) -> Iterator[Path]:
+    """Write as is often done: over the old file, with none beside it."""
+    path.parent.mkdir(exist_ok=True)
+    yield path
+
+
+def kill(process: BaseProcess) -> None:
+    """End a process as the system does, without a word."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    process.join()
