@@ -153,6 +153,8 @@ def main() -> int:
     args = parser.parse_args()
     args.count = args.count or (12 if args.quick else 200)
     args.inside = (6 if args.quick else 50) if args.inside is None else args.inside
+    # A kill that waits for a save may come late; with few, luck counts.
+    hits = args.inside // 2 if args.quick else args.inside
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         slide = make_slide(Path(folder, "a.tiff"))
@@ -165,7 +167,7 @@ def main() -> int:
         [
             load(),
             Figure("kills", found.kills, at_least=args.count),
-            Figure("of them inside a save", found.inside, at_least=args.inside // 2),
+            Figure("of them inside a save", found.inside, at_least=hits),
             Figure("took", time.monotonic() - begun, "s"),
             Figure("trainings that did not go on", found.stuck, "", 0),
             Figure("failures recorded", failures, "", 0),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,10 @@ from histomae.learn.runs import RunFolder
 from histomae.models import tensor_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from multiprocessing.process import BaseProcess
 
+Array = np.ndarray[Any, Any]
 #: Steps of some ten milliseconds.
 SMALL = PretrainConfig(
     encoder="vit_micro",
@@ -106,19 +108,24 @@ def train(folder: Path, plant: str, readers: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    source: Any = partial(CropReader, readers=readers)
-    object.__setattr__(METHODS["mae"], "source", source)
+    mae, source = METHODS["mae"], partial(CropReader, readers=readers)
+    METHODS["mae"] = replace(mae, source=source)
     if plant == "torn":
         tensor_files.write_beside = write_in_place
     if plant == "restless":
-        generator = np.random.default_rng(0)
-
-        def restless(seed: int, epoch: int, indices: Any, *, patches: int, **_: Any):  # type: ignore[no-untyped-def]  # noqa: ANN202
-            return generator.random((len(indices), patches), np.float32)
-
-        methods.mask_noise = restless
+        methods.mask_noise = restless_masks()
     for _ in pretrain.run_in(RunFolder(folder)):
         pass
+
+
+def restless_masks() -> Callable[..., Array]:
+    """Return a stand-in for ``mask_noise`` that remembers what it drew before."""
+    generator = np.random.default_rng(0)
+
+    def draw(_seed: int, _epoch: int, indices: Array, *, patches: int, **_: Any) -> Any:
+        return generator.random((len(indices), patches), np.float32)
+
+    return draw
 
 
 @contextlib.contextmanager

@@ -282,7 +282,8 @@ class _Work:
         training = yield from self._prepare()
         self._training = training
         config, plan = training.setting.config, training.plan
-        check_room(self._run.last, self._bytes_needed(training))
+        files = 1 if self._run.last.exists() else 2  # the next one is written beside
+        check_room(self._run.last, files * self._bytes_needed(training))
         yield self._started(training)
         if self.step % config.preview_every == 0:
             yield from self._judge(training)
