@@ -26,7 +26,7 @@ from figures import Figure, load, options, report, say
 from trainers import SMALL, Trainers, begin, kill, make_slide
 
 from histomae.errors import HistomaeError
-from histomae.events import Failed, Finished, Step
+from histomae.events import Failed, Finished, Started, Step
 from histomae.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
@@ -79,12 +79,20 @@ def saved_step(run: RunFolder) -> int:
     return load_checkpoint(run.last).header.step if run.last.exists() else 0
 
 
-def goes_on(run: RunFolder, process: BaseProcess, after: int) -> bool:
-    """Wait until a process has made a step after number ``after``."""
+def starts(run: RunFolder) -> int:
+    """Return how often the training was started."""
+    return sum(isinstance(event, Started) for event in run.events())
+
+
+def goes_on(run: RunFolder, process: BaseProcess, known: int) -> bool:
+    """Wait until a process has made a step after start number ``known``.
+
+    Steps alone tell nothing: those of the process before it are still recorded until
+    the new one cuts the record back to its checkpoint.
+    """
     until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until and process.is_alive():
-        event = run.last_event
-        if isinstance(event, Step) and event.step > after:
+        if isinstance(run.last_event, Step) and starts(run) > known:
             return True
         time.sleep(0.002)
     return False
@@ -105,9 +113,9 @@ def measure(run: RunFolder, args: argparse.Namespace) -> Findings:
     plant = "torn" if args.plant else ""
     inside = set(random.permutation(args.count)[: args.inside].tolist())
     for number in range(args.count):
-        before = saved_step(run)
+        known = starts(run)
         process = trainers.start(run, plant=plant)
-        if not goes_on(run, process, before):
+        if not goes_on(run, process, known):
             found.stuck += 1
             kill(process)
             break
@@ -134,8 +142,9 @@ def measure(run: RunFolder, args: argparse.Namespace) -> Findings:
 
 def stops(run: RunFolder, trainers: Trainers) -> bool:
     """Go on once more, stop in order, and tell whether that worked."""
+    known = starts(run)
     process = trainers.start(run)
-    goes_on(run, process, saved_step(run))
+    goes_on(run, process, known)
     run.request("stop")
     process.join(PATIENCE_S)
     done = not process.is_alive() and isinstance(run.last_event, Finished)
@@ -162,6 +171,8 @@ def main() -> int:
         run = begin(Path(folder, "run"), config)
         found = measure(run, args)
         left = list(run.path.rglob("*.tmp"))
+        for path in left:
+            say(f"left: {path.relative_to(run.path)}")
         failures = sum(isinstance(event, Failed) for event in run.events())
     return report(
         [
