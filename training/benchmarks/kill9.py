@@ -14,6 +14,7 @@ is another matter (files are flushed before they are renamed).
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from figures import Figure, load, options, report, say
 from trainers import SMALL, Trainers, begin, kill, make_slide
 
 from histomae.errors import HistomaeError
-from histomae.events import Failed, Finished, Started, Step
+from histomae.events import Failed, Finished, Step
 from histomae.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
@@ -79,23 +80,16 @@ def saved_step(run: RunFolder) -> int:
     return load_checkpoint(run.last).header.step if run.last.exists() else 0
 
 
-def starts(run: RunFolder) -> int:
-    """Return how often the training was started."""
-    return sum(isinstance(event, Started) for event in run.events())
-
-
-def goes_on(run: RunFolder, process: BaseProcess, known: int) -> bool:
-    """Wait until a process has made a step after start number ``known``.
-
-    Steps alone tell nothing: those of the process before it are still recorded until
-    the new one cuts the record back to its checkpoint.
-    """
-    until = time.monotonic() + PATIENCE_S
-    while time.monotonic() < until and process.is_alive():
-        if isinstance(run.last_event, Step) and starts(run) > known:
-            return True
-        time.sleep(0.002)
-    return False
+def start(
+    run: RunFolder, trainers: Trainers, plant: str = ""
+) -> tuple[BaseProcess, bool]:
+    """Start a training; return its process, and whether it has made a step."""
+    said, going = multiprocessing.Pipe(duplex=False)
+    process = trainers.start(run, plant=plant, going=going)
+    going.close()
+    goes_on = said.poll(PATIENCE_S) and process.is_alive()
+    said.close()
+    return process, goes_on
 
 
 def wait_for_save(run: RunFolder, process: BaseProcess, delay_s: float) -> None:
@@ -113,9 +107,8 @@ def measure(run: RunFolder, args: argparse.Namespace) -> Findings:
     plant = "torn" if args.plant else ""
     inside = set(random.permutation(args.count)[: args.inside].tolist())
     for number in range(args.count):
-        known = starts(run)
-        process = trainers.start(run, plant=plant)
-        if not goes_on(run, process, known):
+        process, goes_on = start(run, trainers, plant)
+        if not goes_on:
             found.stuck += 1
             kill(process)
             break
@@ -142,12 +135,10 @@ def measure(run: RunFolder, args: argparse.Namespace) -> Findings:
 
 def stops(run: RunFolder, trainers: Trainers) -> bool:
     """Go on once more, stop in order, and tell whether that worked."""
-    known = starts(run)
-    process = trainers.start(run)
-    goes_on(run, process, known)
+    process, goes_on = start(run, trainers)
     run.request("stop")
     process.join(PATIENCE_S)
-    done = not process.is_alive() and isinstance(run.last_event, Finished)
+    done = goes_on and not process.is_alive() and isinstance(run.last_event, Finished)
     kill(process)
     return done
 

@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 
 from histomae.config import PretrainConfig
+from histomae.events import Step
 from histomae.learn import methods, pretrain
 from histomae.learn.crops import CropReader
 from histomae.learn.methods import METHODS
@@ -26,6 +27,7 @@ from histomae.models import tensor_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
 Array = np.ndarray[Any, Any]
@@ -91,19 +93,27 @@ class Trainers:
         self._context.set_forkserver_preload(["trainers"])
 
     def start(
-        self, run: RunFolder, *, plant: str = "", readers: int = 2
+        self,
+        run: RunFolder,
+        *,
+        plant: str = "",
+        readers: int = 2,
+        going: Connection | None = None,
     ) -> BaseProcess:
         """Begin, or go on with, the training of a run folder.
 
+        ``going`` is the sending end of a pipe: it gets a word after the first step.
         ``plant`` is a defect to put in: "torn" checkpoints, written in place; or
         "restless" masks, drawn from a generator that begins anew with the process.
         """
-        process = self._context.Process(target=train, args=(run.path, plant, readers))
+        process = self._context.Process(
+            target=train, args=(run.path, plant, readers, going)
+        )
         process.start()
         return process
 
 
-def train(folder: Path, plant: str, readers: int) -> None:
+def train(folder: Path, plant: str, readers: int, going: Connection | None) -> None:
     """Train to the end of the plan, or until somebody ends this process."""
     import torch
 
@@ -114,8 +124,10 @@ def train(folder: Path, plant: str, readers: int) -> None:
         tensor_files.write_beside = write_in_place
     if plant == "restless":
         methods.mask_noise = restless_masks()
-    for _ in pretrain.run_in(RunFolder(folder)):
-        pass
+    for event in pretrain.run_in(RunFolder(folder)):
+        if going is not None and isinstance(event, Step):
+            going.send(event.step)
+            going = None
 
 
 def restless_masks() -> Callable[..., Array]:
