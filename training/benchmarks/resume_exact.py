@@ -17,7 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from histomae.config import PretrainConfig
     from histomae.learn.runs import RunFolder
 
-READERS = (1, 2, 4)
+READERS = (0, 2, 4)
 PRECISIONS = ("f32", "bf16")
 #: Longest wait for a training, s.
 PATIENCE_S = 240.0
@@ -84,11 +84,11 @@ def result_of(run: RunFolder) -> Result:
 
 
 def trained(
-    folder: Path, config: PretrainConfig, trainers: Trainers, **how: Any
+    folder: Path, config: PretrainConfig, trainers: Trainers, *, plant: str
 ) -> Result:
     """Train without a break."""
     run = begin(folder, config)
-    process = trainers.start(run, **how)
+    process = trainers.start(run, plant=plant)
     process.join(PATIENCE_S)
     kill(process)
     return result_of(run)
@@ -99,12 +99,13 @@ def killed(
     config: PretrainConfig,
     trainers: Trainers,
     at_steps: list[int],
-    **how: Any,
+    *,
+    plant: str,
 ) -> Result:
     """Train, and be killed after each of these steps; then go on to the end."""
     run = begin(folder, config)
     for step in at_steps:
-        process = trainers.start(run, **how)
+        process = trainers.start(run, plant=plant)
         until = time.monotonic() + PATIENCE_S
         while process.is_alive() and time.monotonic() < until:
             event = run.last_event
@@ -112,7 +113,7 @@ def killed(
                 break
             time.sleep(0.001)
         kill(process)
-    process = trainers.start(run, **how)
+    process = trainers.start(run, plant=plant)
     process.join(PATIENCE_S)
     kill(process)
     return result_of(run)
@@ -133,16 +134,15 @@ def measure(folder: Path, args: argparse.Namespace) -> Findings:
             name = f"{precision}, {number} reading threads"
             say(name)
             here = folder / f"{precision}-{number}"
-            one = replace(config, precision=precision)
-            how = {"plant": plant, "readers": number}
-            whole = trained(here / "whole", one, trainers, **how)
+            one = replace(config, precision=precision, readers=number)
+            whole = trained(here / "whole", one, trainers, plant=plant)
             last = int(whole.numbers[-1][0])
             moments = sorted(random.integers(1, last, args.count).tolist())
-            resumed = killed(here / "resumed", one, trainers, moments, **how)
+            resumed = killed(here / "resumed", one, trainers, moments, plant=plant)
             found.kills += len(moments)
             found.compare(f"{name}, resumed", whole, resumed)
             if first is None:
-                again = trained(here / "again", one, trainers, **how)
+                again = trained(here / "again", one, trainers, plant=plant)
                 found.compare(f"{name}, again", whole, again)
                 first = whole
             else:

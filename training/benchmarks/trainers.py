@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +18,6 @@ import tifffile
 from histomae.config import PretrainConfig
 from histomae.events import Step
 from histomae.learn import methods, pretrain
-from histomae.learn.crops import CropReader
-from histomae.learn.methods import METHODS
 from histomae.learn.runs import RunFolder
 from histomae.models import tensor_files
 
@@ -97,7 +93,6 @@ class Trainers:
         run: RunFolder,
         *,
         plant: str = "",
-        readers: int = 2,
         going: Connection | None = None,
     ) -> BaseProcess:
         """Begin, or go on with, the training of a run folder.
@@ -106,20 +101,16 @@ class Trainers:
         ``plant`` is a defect to put in: "torn" checkpoints, written in place; or
         "restless" masks, drawn from a generator that begins anew with the process.
         """
-        process = self._context.Process(
-            target=train, args=(run.path, plant, readers, going)
-        )
+        process = self._context.Process(target=train, args=(run.path, plant, going))
         process.start()
         return process
 
 
-def train(folder: Path, plant: str, readers: int, going: Connection | None) -> None:
+def train(folder: Path, plant: str, going: Connection | None) -> None:
     """Train to the end of the plan, or until somebody ends this process."""
     import torch
 
     torch.set_num_threads(1)
-    mae, source = METHODS["mae"], partial(CropReader, readers=readers)
-    METHODS["mae"] = replace(mae, source=source)
     if plant == "torn":
         tensor_files.write_beside = write_in_place
     if plant == "restless":

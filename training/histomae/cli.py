@@ -109,10 +109,19 @@ class Pretrain(PretrainConfig, _Where):
 
     def __call__(self) -> None:
         """Train."""
+        from histomae.learn import processes
         from histomae.learn.runs import RunFolder
 
+        if self.run is None and processes.count() > 1:
+            raise ConfigError(
+                "run",
+                "is needed where several processes train: name the run folder, on a "
+                "disk that all of them see.",
+            )
         run = RunFolder(self.run or new_run_path(next(iter(self.slides), "run")))
-        if not self.slides:
+        if not processes.is_first():
+            self._follow_the_first(run)
+        elif not self.slides:
             self._go_on(run)
         elif run.config_file.exists():
             raise RunError(
@@ -147,6 +156,15 @@ class Pretrain(PretrainConfig, _Where):
             )
         run.config()  # says what is wrong if there is none
         self._train(run, self.settings())
+
+    def _follow_the_first(self, run: RunFolder) -> None:
+        """Train along with the process that writes the folder, in silence."""
+        from histomae.events import result_of
+        from histomae.learn.pretrain import run_in
+        from histomae.learn.runs import stop_on_signals
+
+        with stop_on_signals(run):
+            result_of(run_in(run, self.settings()))
 
     def _train(self, run: RunFolder, config: PretrainConfig | None = None) -> None:
         from histomae.learn.pretrain import run_in

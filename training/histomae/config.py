@@ -22,6 +22,7 @@ from histomae.errors import ConfigError
 METHODS = ("mae",)
 ENCODERS = ("vit_small", "vit_tiny", "vit_micro")
 PRECISIONS = ("auto", "f32", "bf16")
+SAMPLERS = ("random", "region-dense")
 #: Below this share of a slide's own pixel size a read would invent detail.
 FINEST_MPP_RATIO = 0.9
 #: What to ask for, by annotation.
@@ -60,11 +61,18 @@ class PretrainConfig:
     allow_upsampling: bool = False
     """Permit an mpp finer than the slides have."""
     crops_per_slide: int = 200
-    """Crops drawn at random from each slide's tissue, with little overlap."""
+    """Crops drawn at random from each slide's tissue."""
+    sampler: str = "random"
+    """random: crops with little overlap, anywhere in the tissue; region-dense: many
+    from each of fewer regions, overlapping, which are faster to read."""
+    region_px: int = 1024
+    """Side of a region of the region-dense sampler, pixels at mpp."""
+    crops_per_region: int = 16
+    """Crops taken from each region of the region-dense sampler."""
     min_tissue: float = 0.5
     """A crop with a smaller share of tissue is not taken."""
     max_iou: float = 0.25
-    """Two crops overlap by no more than this (intersection over union)."""
+    """Two crops of the random sampler overlap by no more (intersection over union)."""
     held_out: float = 0.1
     """Share of crops kept to judge the training; they overlap no training crop."""
     crop_scale_min: float = 0.5
@@ -90,7 +98,8 @@ class PretrainConfig:
     batch_size: int = 256
     """Crops per optimizer step."""
     micro_batch: int | None = None
-    """Crops per forward pass; gradients are summed over a batch. None: by device."""
+    """Crops per forward pass; gradients are summed over a batch. None: as many as take
+    half a second at most, timed at the start."""
     base_lr: float = 1.5e-4
     """Learning rate per 256 crops of a batch."""
     min_lr: float = 0.0
@@ -105,13 +114,21 @@ class PretrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     precision: str = "auto"
-    """auto, f32 or bf16."""
+    """f32, bf16, or auto: bf16 where that is faster, timed at the start."""
+    compile: bool = False
+    """Compile the model with torch.compile: worth it on some GPUs, not on a CPU."""
     threads: int | None = None
     """CPU threads for computing; None: all cores."""
+    readers: int = 2
+    """Threads that read slides beside the computing; 0: none, read when needed."""
+    cache_gb: float = 2.0
+    """Memory for decoded crops, GB: while they fit, each is decoded once."""
     preview_every: int = 200
     """Steps between pictures of input, masked and reconstruction."""
     save_every: int = 200
     """Steps between checkpoints; one is always written at the end."""
+    keep_every: int = 0
+    """Steps between checkpoints that are kept for good, without optimizer; 0: none."""
 
     def __post_init__(self) -> None:
         for field in fields(PretrainConfig):  # a subclass checks its own
@@ -120,10 +137,11 @@ class PretrainConfig:
         _one_of("method", self.method, METHODS)
         _one_of("encoder", self.encoder, ENCODERS)
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("sampler", self.sampler, SAMPLERS)
         for name in (
             *("tile_px", "patch_size", "crops_per_slide", "epochs", "batch_size"),
             *("decoder_dim", "decoder_depth", "decoder_heads"),
-            *("preview_every", "save_every"),
+            *("preview_every", "save_every", "region_px", "crops_per_region"),
         ):
             _at_least(name, getattr(self, name), 1)
         for name in ("micro_batch", "threads"):
@@ -135,7 +153,10 @@ class PretrainConfig:
         for name in ("mpp", "slide_mpp"):
             if getattr(self, name) is not None:
                 _within(name, getattr(self, name), 0.02, 100.0)
-        for name in ("base_lr", "min_lr", "weight_decay", "warmup_epochs", "seed"):
+        for name in (
+            *("base_lr", "min_lr", "weight_decay", "warmup_epochs", "seed"),
+            *("readers", "cache_gb", "keep_every"),
+        ):
             _at_least(name, getattr(self, name), 0)
         if self.grad_clip is not None:
             _within("grad_clip", self.grad_clip, 1e-6, 1e6)
@@ -154,6 +175,12 @@ class PretrainConfig:
                 "mask_ratio",
                 f"{self.mask_ratio:g} of {patches} patches leaves none hidden or none "
                 "visible. Choose a ratio such as 0.75.",
+            )
+        if self.sampler == "region-dense" and self.region_px < self.tile_px:
+            raise ConfigError(
+                "region_px",
+                f"{self.region_px} px holds no crop of {self.tile_px} px. Choose "
+                f"{4 * self.tile_px}, say.",
             )
         if self.held_out > 0.5:
             raise ConfigError(

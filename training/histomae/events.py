@@ -56,7 +56,10 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """A training begins, or goes on at ``step``. ``mpp`` is in µm/px."""
+    """A training begins, or goes on at ``step``. ``mpp`` is in µm/px.
+
+    ``processes`` train together, one of them being the rule.
+    """
 
     method: str
     step: int
@@ -67,6 +70,7 @@ class Started(Event):
     device: str
     precision: str
     mpp: float
+    processes: int = 1
 
 
 @dataclass(frozen=True)

@@ -298,6 +298,8 @@ def run(make_slide, tmp_path):
         held_out=np.array([False, True, True, False, True]),
         crop_px=24,
         mpp=1.0,
+        region_xy_l0=np.zeros((5, 2)),
+        region_px=1024,
     )
     folder = RunFolder(tmp_path / "run")
     manifest.save(folder.crops_file)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from histomae.learn.augment import (
+    MIXED_REGIONS,
     SYMMETRIES,
     Stream,
     affines,
@@ -165,10 +166,21 @@ def test_every_symmetry_comes_as_often():
 
 
 def test_an_epoch_is_a_seeded_permutation():
-    order = epoch_order(0, 4, 100)
+    regions = np.repeat(np.arange(25), 4)
+    order = epoch_order(0, 4, regions)
     assert sorted(order) == list(range(100))
-    assert not np.array_equal(order, epoch_order(0, 5, 100))
-    assert not np.array_equal(order, epoch_order(1, 4, 100))
-    np.testing.assert_array_equal(order, epoch_order(0, 4, 100))
-    with pytest.raises(ValueError, match="read-only"):
-        order[0] = 1
+    assert not np.array_equal(order, epoch_order(0, 5, regions))
+    assert not np.array_equal(order, epoch_order(1, 4, regions))
+    np.testing.assert_array_equal(order, epoch_order(0, 4, regions))
+
+
+def test_an_epoch_goes_through_many_regions_at_a_time():
+    """Each region is read within one block of an epoch, mixed with others."""
+    count = 3 * MIXED_REGIONS
+    regions = np.random.default_rng(0).permutation(np.repeat(np.arange(count), 5))
+    taken = regions[epoch_order(0, 0, regions)].reshape(3, -1)
+    for block in taken:
+        assert np.bincount(block, minlength=count).tolist().count(5) == MIXED_REGIONS
+        assert len(set(block[: MIXED_REGIONS // 2])) > MIXED_REGIONS // 3
+    later = regions[epoch_order(0, 1, regions)].reshape(3, -1)
+    assert set(taken[0]) != set(later[0])

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,6 +39,8 @@ def manifest():
         held_out=np.zeros(10, bool),
         crop_px=4,
         mpp=0.5,
+        region_xy_l0=np.zeros((10, 2)),
+        region_px=8,
     )
 
 
@@ -56,7 +59,7 @@ def test_each_crop_is_the_manifests(manifest):
     assert told(got) == [(3, 103, 2), (0, 100, 1), (8, 108, 1)]
 
 
-@pytest.mark.parametrize("readers", [1, 2, 4])
+@pytest.mark.parametrize("readers", [0, 1, 2, 4])
 def test_batches_come_in_order_whatever_the_number_of_readers(manifest, readers):
     random = np.random.default_rng(0)
     batches = [random.permutation(10)[: random.integers(1, 6)] for _ in range(30)]
@@ -85,6 +88,71 @@ def test_what_does_not_fit_is_read_again(manifest):
         for _ in range(3):
             reader.read_batch(np.arange(10))
     assert sum(len(slide.reads) for slide in slides) == 6 + 3 * 4
+
+
+@pytest.fixture
+def dense(manifest):
+    """Crops of 4 px in regions of 8 px: those of an even number in the first one."""
+    return replace(
+        manifest,
+        slide_index=np.zeros(10, int),
+        xy_l0=np.stack([np.arange(10) % 2 * 100 + np.arange(10) % 5, np.ones(10)], 1),
+        region_xy_l0=np.stack([np.arange(10) % 2 * 100.0, np.zeros(10)], 1),
+        reads_regions=True,
+    )
+
+
+class Ramp(FakeSlide):
+    """Its pixels say where they are."""
+
+    mpp = (0.5, 0.5)
+
+    def read_region(self, xy_l0, size_px, mpp):
+        picture = super().read_region(xy_l0, size_px, mpp)
+        y, x = np.mgrid[: size_px[1], : size_px[0]]
+        picture[..., 0], picture[..., 1] = x + xy_l0[0], y + xy_l0[1]
+        return picture
+
+
+def test_a_region_is_decoded_once_for_all_of_its_crops(dense):
+    slide = Ramp(7)
+    with CropReader([slide], dense) as reader:
+        assert reader.fits_in_memory
+        got = reader.read_batch(np.arange(10))
+    assert told(got) == [(*map(int, xy), 7) for xy in dense.xy_l0]
+    assert sorted(slide.reads) == [(0, 0), (100, 0)]
+
+
+def test_the_regions_used_last_are_kept(dense):
+    slide = Ramp(7)
+    room = 8 * 8 * 3
+    with CropReader([slide], dense, memory_bytes=room, readers=0) as reader:
+        assert not reader.fits_in_memory
+        reader.read_batch(np.array([0, 2, 4, 1, 3, 5, 0]))
+    assert slide.reads == [(0, 0), (100, 0), (0, 0)]
+
+
+def test_who_asks_for_what_is_being_decoded_waits_for_it(dense):
+    slide = Ramp(7, wait_s=0.1)
+    with CropReader([slide], dense, readers=4) as reader:
+        batches = [np.array([index]) for index in (0, 2, 4, 6)]
+        got = [batch for batch in reader.stream(batches) if batch is not None]
+    assert len(got) == 4
+    assert slide.reads == [(0, 0)]
+
+
+def test_a_read_that_failed_is_tried_again(manifest):
+    class Moody(FakeSlide):
+        def read_region(self, *where):
+            if not self.reads:
+                self.reads.append(None)
+                raise SlideError("a.svs cannot be read. Copy it again.")
+            return super().read_region(*where)
+
+    with CropReader([Moody(1), FakeSlide(2)], manifest) as reader:
+        with pytest.raises(SlideError, match="Copy it again"):
+            reader.read(0)
+        assert told([reader.read(0)]) == [(0, 100, 1)]
 
 
 def test_slow_reading_says_so_instead_of_blocking(manifest):

@@ -22,6 +22,7 @@ from histomae.learn.loop import (
     split,
 )
 from histomae.learn.methods import METHODS, Objective, Setting
+from histomae.learn.processes import join
 
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
 
@@ -64,10 +65,11 @@ def train(config, *, method=MAE, source=None, start=0, state=None, count=24, upt
     if state is not None:
         model.load_state_dict(state[0])
         load_optimizer(model, optimizer, state[1])
-    plan = Plan(np.arange(count), config.batch_size, config.epochs, config.seed)
+    plan = plan_of(np.arange(count), config.batch_size, config.epochs)
     work = fit(
         model,
         optimizer,
+        fabric=join("cpu"),
         method=method,
         setting=Setting(config, (0.5,) * 3, (0.25,) * 3),
         source=source or Memory(),
@@ -82,6 +84,11 @@ def train(config, *, method=MAE, source=None, start=0, state=None, count=24, upt
     return events, model, optimizer
 
 
+def plan_of(crops, batch_size, epochs):
+    """Return a plan of crops that lie in one region."""
+    return Plan(crops, np.zeros(len(crops), int), batch_size, epochs, seed=0)
+
+
 def steps(events):
     return [event for event in events if isinstance(event, Step)]
 
@@ -90,7 +97,7 @@ def steps(events):
 
 
 def test_an_epoch_takes_each_crop_once_and_drops_the_rest():
-    plan = Plan(np.arange(100, 124), 10, 3, seed=0)
+    plan = plan_of(np.arange(100, 124), 10, 3)
     assert (plan.steps_per_epoch, plan.total_steps) == (2, 6)
     epochs, batches = zip(*(plan.batch_at(step) for step in range(6)), strict=True)
     assert epochs == (0, 0, 1, 1, 2, 2)
@@ -102,14 +109,14 @@ def test_an_epoch_takes_each_crop_once_and_drops_the_rest():
 
 
 def test_fewer_crops_than_a_batch_are_one_smaller_batch():
-    plan = Plan(np.arange(7), 256, 5, seed=0)
+    plan = plan_of(np.arange(7), 256, 5)
     assert (plan.crops_per_step, plan.total_steps) == (7, 5)
     assert sorted(plan.batch_at(3)[1]) == list(range(7))
 
 
 def test_no_crops_are_no_plan():
     with pytest.raises(NotEnoughDataError, match="Choose slides"):
-        Plan(np.arange(0), 10, 1, seed=0)
+        plan_of(np.arange(0), 10, 1)
 
 
 def test_the_last_micro_batch_may_be_smaller():
@@ -234,6 +241,21 @@ def test_bf16_learns_the_same():
     for one, other in zip(steps(exact), steps(half), strict=True):
         assert other.loss == pytest.approx(one.loss, abs=0.02)
         assert other.loss != one.loss
+
+
+def test_the_whole_loss_is_compiled_where_that_is_asked(monkeypatch):
+    compiled = []
+
+    def stand_in(module):
+        compiled.append(type(module).__name__)
+        return module
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    plain, *_ = train(replace(CONFIG, epochs=1))
+    assert not compiled
+    same, *_ = train(replace(CONFIG, epochs=1, compile=True))
+    assert compiled == ["Learner"]
+    assert [e.loss for e in steps(same)] == [e.loss for e in steps(plain)]
 
 
 # ---- resuming
@@ -371,7 +393,14 @@ def test_the_held_out_loss_is_the_plain_mean_and_stays_the_same():
 
     def judged(indices, micro_batch=4):
         given = replace(setting, config=replace(config, micro_batch=micro_batch))
-        work = held_out_loss(model, indices, method=MAE, setting=given, source=source)
+        work = held_out_loss(
+            model,
+            indices,
+            fabric=join("cpu"),
+            method=MAE,
+            setting=given,
+            source=source,
+        )
         return result_of(work)
 
     alone = [judged(np.array([i])) for i in some]

@@ -31,24 +31,17 @@ from histomae.events import (
 )
 from histomae.infer.encoder import TileEncoder
 from histomae.learn import pretrain as module
+from histomae.learn import saving
 from histomae.learn.augment import Stream, mask_noise, views
+from histomae.learn.deciding import MACHINE_CHANGED, settled
 from histomae.learn.methods import METHODS, Objective
-from histomae.learn.pretrain import (
-    cpu_micro_batch,
-    pick_precision,
-    pretrain,
-    resolved,
-    run_in,
-    settled,
-    spread,
-)
+from histomae.learn.pretrain import pretrain, run_in, spread
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import autoencoder_from, load_checkpoint
 from histomae.slides.crops import CropManifest
 from histomae.slides.slide import Slide
 
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -107,7 +100,7 @@ def test_a_run_leaves_everything_behind(begin):
     assert judged == [0, 4, 8]
     assert [e.step for e in recorded if isinstance(e, Preview)] == judged
     saved = [(e.step, e.path.split("/")[-1]) for e in recorded if isinstance(e, Saved)]
-    assert saved == [
+    assert [name for name in saved if name[1] != "best.safetensors"] == [
         (3, "last.safetensors"),
         (6, "last.safetensors"),
         (8, "last.safetensors"),
@@ -138,7 +131,7 @@ def test_settings_are_decided_and_written(begin, tissue_slide):
     assert config.threads == 1
     assert config.device in ("cpu", "cuda", "mps")
     assert config.precision in ("f32", "bf16")
-    assert config.micro_batch == min(20, 16 if config.device == "cpu" else 64)
+    assert config.micro_batch in (1, 2, 4, 8, 16, 20)
 
 
 def test_the_checkpoint_explains_itself(begin):
@@ -198,6 +191,60 @@ def test_without_held_out_crops_previews_show_training_crops(begin):
     list(run_in(run))
     assert "HeldOut" not in kinds(run.events())
     assert "Preview" in kinds(run.events())
+
+
+def test_the_best_on_held_out_crops_is_kept(begin):
+    run = begin(epochs=30, preview_every=3, base_lr=0.3)
+    list(run_in(run))
+    judged = {e.step: e.loss for e in run.events() if isinstance(e, HeldOut) and e.step}
+    best = min(judged, key=judged.get)
+    checkpoint = load_checkpoint(run.best)
+    assert checkpoint.header.step == best
+    assert not any(name.startswith("optimizer") for name in checkpoint.tensors)
+    saved = [e.step for e in run.events() if isinstance(e, Saved) and "best" in e.path]
+    lowest = np.minimum.accumulate(list(judged.values()))
+    improved = [
+        step
+        for (step, loss), low in zip(list(judged.items())[1:], lowest[:-1], strict=True)
+        if loss < low
+    ]
+    assert saved == [min(judged), *improved]
+
+
+def test_every_so_often_a_checkpoint_is_kept_for_good(begin):
+    run = begin(keep_every=2)
+    weights = {}
+    for event in run_in(run):
+        if isinstance(event, Saved) and "step_" in event.path:
+            weights[event.step] = load_checkpoint(run.path / event.path)
+    assert list(weights) == [2, 4, 6]
+    assert [run.kept(step).exists() for step in weights] == [True] * 3
+    assert len({one.encoder_id for one in weights.values()}) == 3
+    assert {one.header.step for one in weights.values()} == {2, 4, 6}
+    assert weights[6].header.decoder is not None
+
+
+def test_regions_are_trained_on_and_resumed_exactly(begin):
+    how = {"sampler": "region-dense", "region_px": 128, "crops_per_region": 6}
+    whole, broken = begin("whole", **how), begin("broken", **how)
+    list(run_in(whole))
+    assert CropManifest.load(whole.crops_file).reads_regions
+    asking(broken, at=at_step(3))
+    broken.reopen()
+    list(run_in(broken))
+    one, other = load_checkpoint(whole.last), load_checkpoint(broken.last)
+    assert one.encoder_id == other.encoder_id
+    assert losses(whole) == losses(broken)
+
+
+def test_reading_and_memory_change_no_number(begin):
+    first = None
+    for number, readers in enumerate((0, 1, 4)):
+        run = begin(f"run{number}", readers=readers, cache_gb=5e-5 * number)
+        said = [e.text for e in run_in(run) if isinstance(e, Note)]
+        assert any("do not fit" in text for text in said)
+        first = first or losses(run)
+        assert losses(run) == first
 
 
 # ---- stopping and going on
@@ -383,7 +430,7 @@ def test_another_place_and_machine_may_go_on_and_are_told(
     moved.write_bytes(tissue_slide.read_bytes())
     changed = quick(slides=(str(moved),), threads=2)
     events = list(pretrain(changed, run, resume=True))
-    assert module.MACHINE_CHANGED in [e.text for e in events if isinstance(e, Note)]
+    assert MACHINE_CHANGED in [e.text for e in events if isinstance(e, Note)]
     assert run.config().threads == 2
     assert events[-1] == Finished(8, "done")
     assert threads[-2:] == [2, 1]  # and as before at the end
@@ -490,14 +537,14 @@ def test_an_error_of_the_program_is_recorded_and_raised(begin, monkeypatch):
 def full_disk(monkeypatch):
     """Return a switch: while it is set, the disk is full."""
     full = threading.Event()
-    save = module.save_checkpoint
+    save = saving.save_checkpoint
 
     def refusing(path, header, tensors):
         if full.is_set():
             raise OSError(28, "No space left on device")
         save(path, header, tensors)
 
-    monkeypatch.setattr(module, "save_checkpoint", refusing)
+    monkeypatch.setattr(saving, "save_checkpoint", refusing)
     return full
 
 
@@ -532,7 +579,7 @@ def test_a_training_that_waits_for_room_can_be_stopped(begin, full_disk):
 
 def test_a_disk_without_room_is_named_before_the_first_step(begin, monkeypatch):
     usage = shutil.disk_usage("/")._replace(free=1000)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
     run = begin()
     with pytest.raises(DiskRefusedError, match=r"takes \d+\.\d MB, and 0\.0 MB are"):
         list(run_in(run))
@@ -563,37 +610,6 @@ def test_a_run_starts_from_another_ones_encoder(begin):
     assert one.encoder_id == other.encoder_id  # nothing was learned at a rate of 0
     decoder = "decoder.embed.weight"
     assert not torch.equal(one.tensors[decoder], other.tensors[decoder])
-
-
-# ---- decisions
-
-
-def test_micro_batches_of_a_processor_take_half_a_second(quick, monkeypatch):
-    monkeypatch.undo()  # the real sizes
-
-    def size(**changes):
-        return cpu_micro_batch(quick(tile_px=224, patch_size=16, **changes))
-
-    wide = {"decoder_dim": 192, "decoder_depth": 4, "decoder_heads": 3}
-    assert size(encoder="vit_small", **wide) == 8
-    assert size(encoder="vit_micro") == 16
-    dense = quick(encoder="vit_small", tile_px=224, patch_size=8, **wide)
-    assert cpu_micro_batch(dense) <= 2
-
-
-def test_precision_is_what_was_asked_or_what_the_processor_has(monkeypatch):
-    assert pick_precision("f32", CPU) == "f32"
-    assert pick_precision("bf16", CPU) == "bf16"
-    for has, expected in ((True, "bf16"), (False, "f32")):
-        capabilities = {"avx512_bf16": has, "amx_bf16": False}
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
-        assert pick_precision("auto", CPU) == expected
-
-
-def test_a_method_that_does_not_split_takes_its_batch_whole(quick, monkeypatch):
-    whole = replace(METHODS["mae"], splits_over_batch=False)
-    monkeypatch.setitem(METHODS, "mae", whole)
-    assert resolved(quick(mpp=0.5), [], CPU).micro_batch == 20
 
 
 def test_few_are_spread_over_many():

@@ -195,7 +195,7 @@ def test_held_out_crops_overlap_no_training_crop(share, side):
             float
         )
         spec = replace(SPEC, held_out=share, seed=seed)
-        split = hold_out(corners, (224.0, 180.0), spec, "a slide")
+        split = hold_out(corners, np.array([224.0, 180.0]), spec, "a slide")
         assert split.train.any()
         assert not (split.train & split.out).any()
         assert split.out.sum() in (0, round(share * len(corners)))
@@ -211,23 +211,23 @@ def test_held_out_crops_overlap_no_training_crop(share, side):
 def test_held_out_crops_are_many_neighbours(slide):
     spec = replace(SPEC, per_slide=200)
     corners = sample_crops(slide, tissue_mask(slide), spec)
-    split = hold_out(corners, (112.0, 112.0), spec, slide.slide_id)
+    split = hold_out(corners, np.full(2, 112.0), spec, slide.slide_id)
     assert split.out.sum() == 20
     assert split.train.sum() > 0.7 * len(corners)
 
 
 def test_nothing_is_held_out_where_nothing_would_be_left():
     corners = np.array([[0.0, 0.0], [5.0, 5.0], [3.0, 9.0]])
-    split = hold_out(corners, (20.0, 20.0), replace(SPEC, held_out=0.5), "a")
+    split = hold_out(corners, np.full(2, 20.0), replace(SPEC, held_out=0.5), "a")
     assert split.train.all()
     assert not split.out.any()
-    split = hold_out(np.empty((0, 2)), (20.0, 20.0), SPEC, "a")
+    split = hold_out(np.empty((0, 2)), np.full(2, 20.0), SPEC, "a")
     assert len(split.train) == len(split.out) == 0
 
 
 def test_nothing_is_held_out_if_nothing_is_wanted(slide):
     corners = sample_crops(slide, tissue_mask(slide), SPEC)
-    split = hold_out(corners, (112.0, 112.0), replace(SPEC, held_out=0), "a")
+    split = hold_out(corners, np.full(2, 112.0), replace(SPEC, held_out=0), "a")
     assert split.train.all()
 
 
@@ -265,6 +265,49 @@ def test_manifest_of_several_slides(slides):
         for held in manifest.xy_l0[mine & manifest.held_out]:
             for train in manifest.xy_l0[mine & ~manifest.held_out]:
                 assert plain_iou(held, train, (56, 56)) == 0
+
+
+def test_neighbours_have_one_region(slides):
+    manifest = result_of(build_manifest(slides, replace(COHORT, region_px=200)))
+    assert not manifest.reads_regions
+    side_l0 = 200 * COHORT.mpp / 2.0
+    for xy_l0, corner in zip(manifest.xy_l0, manifest.region_xy_l0, strict=True):
+        assert (corner % side_l0 == 0).all()
+        assert ((xy_l0 >= corner) & (xy_l0 < corner + side_l0)).all()
+    places = list(
+        zip(manifest.slide_index, *manifest.region_xy_l0.T.tolist(), strict=True)
+    )
+    numbers = manifest.region.tolist()
+    assert sorted(set(numbers)) == list(range(len(set(places))))
+    assert len(set(zip(places, numbers, strict=True))) == len(set(places))
+
+
+DENSE = replace(
+    COHORT, sampler="region-dense", region_px=224, crops_per_region=9, per_slide=40
+)
+
+
+def test_many_crops_come_from_few_regions(slides):
+    manifest = result_of(build_manifest(slides, DENSE))
+    assert manifest.reads_regions
+    factor = DENSE.mpp / 2.0
+    away_px = (manifest.xy_l0 - manifest.region_xy_l0) / factor
+    np.testing.assert_array_equal(away_px, away_px.round())
+    assert (away_px >= 0).all()
+    assert (away_px + DENSE.crop_px <= DENSE.region_px).all()
+    assert len(manifest) / (manifest.region.max() + 1) > 3
+    assert (np.bincount(manifest.region) <= 9).all()
+    for index, slide in enumerate(slides):
+        mine = manifest.slide_index == index
+        assert 0 < mine.sum() <= 40
+        corners = manifest.xy_l0[mine]
+        boxes = np.hstack([corners, corners + DENSE.crop_px * factor])
+        assert (tissue_mask(slide).fraction(boxes) >= DENSE.min_tissue).all()
+        for held in manifest.xy_l0[mine & manifest.held_out]:
+            for train in manifest.xy_l0[mine & ~manifest.held_out]:
+                assert plain_iou(held, train, (56, 56)) == 0
+    again = result_of(build_manifest(slides[1:2], DENSE))
+    np.testing.assert_array_equal(crops_of(manifest, 1), crops_of(again, 0))
 
 
 def test_crops_of_a_slide_depend_on_no_other_slide(slides):

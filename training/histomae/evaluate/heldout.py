@@ -21,6 +21,7 @@ from histomae.infer.reconstruct import (
     random_masks,
     reconstruct_tiles,
 )
+from histomae.learn.crops import CropReader
 from histomae.models.checkpoint import autoencoder_from, load_checkpoint
 from histomae.models.mae import MaskedAutoencoder
 from histomae.models.patches import normalised_target, patchify
@@ -109,16 +110,14 @@ def held_out_crops(run: RunFolder) -> Pixels:
     """
     manifest = CropManifest.load(run.crops_file)
     side = (manifest.crop_px, manifest.crop_px)
-    crops = []
     with ExitStack() as stack:
         slides = [
             stack.enter_context(Slide.open(entry.path, mpp=(entry.mpp_x, entry.mpp_y)))
             for entry in manifest.slides
         ]
-        for index in np.flatnonzero(manifest.held_out):
-            slide = slides[manifest.slide_index[index]]
-            xy_l0 = tuple(manifest.xy_l0[index])
-            crops.append(slide.read_region(xy_l0, side, manifest.mpp))
+        with CropReader(slides, manifest) as reader:
+            held_out = np.flatnonzero(manifest.held_out).tolist()
+            crops = [reader.read(index) for index in held_out]
     return np.array(crops, np.uint8).reshape(-1, *side, 3)
 
 

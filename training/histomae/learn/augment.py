@@ -13,7 +13,7 @@ x before y: ``crop = affine @ (view_x, view_y, 1)``.
 from __future__ import annotations
 
 from enum import IntEnum
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,6 +37,8 @@ TURNS = ([[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 
 SYMMETRIES: Doubles = np.array(
     [*TURNS, *(np.diag([-1, 1]) @ np.array(turn) for turn in TURNS)], np.float64
 )
+#: Regions whose crops are shuffled together: a shuffle buffer, in reading order.
+MIXED_REGIONS = 64
 #: Numbers that one view is made of.
 VIEW_NUMBERS = 5
 
@@ -75,13 +77,23 @@ def _philox(seed: int, epoch: int, stream: Stream) -> np.random.Philox:
     return np.random.Philox(key=key)
 
 
-@lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, count: int) -> Indices:
-    """Return the order of an epoch: a permutation of ``count``, int64, read-only."""
+def epoch_order(seed: int, epoch: int, regions: Indices) -> Indices:
+    """Return the order of an epoch: a permutation of the crops, int64 (n,).
+
+    The regions are shuffled and taken ``MIXED_REGIONS`` at a time; the crops of those
+    are shuffled. So crops of one region are read within a short time, and yet every
+    batch is of many regions.
+
+    Parameters
+    ----------
+    regions
+        int64 (n,): the number of each crop's region, from 0.
+    """
     random = np.random.Generator(_philox(seed, epoch, Stream.ORDER))
-    order = random.permutation(count)
-    order.flags.writeable = False
-    return order
+    place = random.permutation(int(regions.max(initial=-1)) + 1)
+    mixed = random.permutation(len(regions))
+    block = place[regions[mixed]] // MIXED_REGIONS
+    return mixed[np.argsort(block, kind="stable")]
 
 
 def mask_noise(

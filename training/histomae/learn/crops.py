@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotReady
 from itertools import islice
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-#: Decoded crops are kept up to this many bytes.
+#: Decoded pictures are kept up to this many bytes.
 MEMORY_BYTES = 2 * 2**30
 #: Reading threads; the decoders free Python's lock.
 READERS = 2
@@ -53,6 +53,8 @@ class Source(Protocol):
 class CropReader:
     """Reads the crops of a manifest. A context manager: threads end with it.
 
+    Where the manifest reads regions, a region is decoded for all of its crops at once.
+
     Parameters
     ----------
     slides
@@ -60,9 +62,10 @@ class CropReader:
     manifest
         Which crops there are; a crop's number is its row.
     memory_bytes
-        Decoded crops are kept until they fill this; the rest is read every time.
+        Decoded pictures are kept until they fill this: crops for good, and what does
+        not fit is read every time; of regions those that were used last.
     readers
-        Reading threads. Reading is done when it is asked for, whatever their number.
+        Reading threads; without any, reading waits until it is asked for.
     """
 
     def __init__(
@@ -75,11 +78,12 @@ class CropReader:
     ) -> None:
         self._slides = tuple(slides)
         self._manifest = manifest
-        self._room = memory_bytes // (3 * manifest.crop_px**2)
-        self._kept: dict[int, Pixels] = {}
+        side = manifest.region_px if manifest.reads_regions else manifest.crop_px
+        self._room = memory_bytes // (3 * side**2)
+        self._kept: OrderedDict[int, Future[Pixels]] = OrderedDict()
         self._lock = threading.Lock()
         self._readers = readers
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="crops")
+        self._pool = ThreadPoolExecutor(max(readers, 1), thread_name_prefix="crops")
 
     def __len__(self) -> int:
         return len(self._manifest)
@@ -87,7 +91,9 @@ class CropReader:
     @property
     def fits_in_memory(self) -> bool:
         """Whether every crop is decoded only once."""
-        return len(self) <= self._room
+        manifest = self._manifest
+        regions = int(manifest.region.max(initial=-1)) + 1
+        return (regions if manifest.reads_regions else len(self)) <= self._room
 
     def read(self, index: int) -> Pixels:
         """Return crop ``index``, uint8 (H, W, 3), RGB at the manifest's mpp.
@@ -97,13 +103,12 @@ class CropReader:
         SlideError
             If its slide cannot be read there.
         """
-        crop = self._kept.get(index)
-        if crop is None:
-            crop = self._decode(index)
-            with self._lock:
-                if len(self._kept) < self._room:
-                    self._kept[index] = crop
-        return crop
+        if not self._manifest.reads_regions:
+            return self._decoded(index, index)
+        region = self._decoded(int(self._manifest.region[index]), index)
+        x, y = self._place_in_region(index)
+        side = self._manifest.crop_px
+        return region[y : y + side, x : x + side]
 
     def read_batch(self, indices: Indices) -> Pixels:
         """Return several crops, uint8 (N, H, W, 3)."""
@@ -119,6 +124,9 @@ class CropReader:
         SlideError
             If a slide cannot be read.
         """
+        if not self._readers:
+            yield from map(self.read_batch, batches)
+            return
         todo = iter(batches)
         ahead: deque[Future[Pixels]] = deque()
         try:
@@ -154,9 +162,50 @@ class CropReader:
     ) -> None:
         self.close()
 
+    def _decoded(self, key: int, index: int) -> Pixels:
+        """Return what is kept under ``key``, decoded for ``index`` if it is not there.
+
+        Whoever asks for what another thread decodes waits for it.
+        """
+        with self._lock:
+            future, mine = self._kept.get(key), False
+            if future is None:
+                future, mine = Future(), True
+                self._keep(key, future)
+            elif self._manifest.reads_regions:
+                self._kept.move_to_end(key)
+        if mine:
+            try:
+                future.set_result(self._decode(index))
+            except Exception as error:
+                with self._lock:  # the next one may have better luck
+                    self._kept.pop(key, None)
+                future.set_exception(error)
+                raise
+        return future.result()
+
+    def _keep(self, key: int, future: Future[Pixels]) -> None:
+        """Keep a picture if there is room, or make room for a region."""
+        full = len(self._kept) >= self._room
+        if full and not self._manifest.reads_regions:
+            return
+        if full and self._kept:
+            self._kept.popitem(last=False)
+        self._kept[key] = future
+
     def _decode(self, index: int) -> Pixels:
         manifest = self._manifest
+        corners, side = manifest.xy_l0, manifest.crop_px
+        if manifest.reads_regions:
+            corners, side = manifest.region_xy_l0, manifest.region_px
         slide = self._slides[manifest.slide_index[index]]
-        x, y = manifest.xy_l0[index].tolist()
-        side = (manifest.crop_px, manifest.crop_px)
-        return slide.read_region((x, y), side, manifest.mpp)
+        x, y = corners[index].tolist()
+        return slide.read_region((x, y), (side, side), manifest.mpp)
+
+    def _place_in_region(self, index: int) -> tuple[int, int]:
+        """Return a crop's corner (x, y) in its region, pixels at the manifest's mpp."""
+        manifest = self._manifest
+        slide = self._slides[manifest.slide_index[index]]
+        away_l0 = manifest.xy_l0[index] - manifest.region_xy_l0[index]
+        x, y = (away_l0 * np.asarray(slide.mpp) / manifest.mpp).round().astype(int)
+        return int(x), int(y)

@@ -2,7 +2,8 @@
 
 A step is: its crops in micro-batches, the gradients of each weighted by its share of
 the batch, one look at whether all numbers are finite, one update. Between micro-batches
-the loop yields, so that whoever drives it can stop it there.
+the loop yields, so that whoever drives it can stop it there. Of several processes each
+takes its part of every batch (:mod:`histomae.learn.processes`).
 """
 
 from __future__ import annotations
@@ -10,30 +11,34 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note, Step
 from histomae.learn.augment import epoch_order
 from histomae.learn.methods import Batch
+from histomae.learn.processes import part_of, summed
 from histomae.learn.schedule import lr_at, parameter_groups, peak_lr
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
-    from torch import Tensor, nn
+    from lightning_fabric import Fabric
+    from torch import Tensor
 
     from histomae.config import PretrainConfig
     from histomae.learn.crops import Source
-    from histomae.learn.methods import Method, Objective, Setting
+    from histomae.learn.methods import Inputs, Method, Setting
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -52,15 +57,18 @@ NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 class Plan:
     """Which crops each step takes.
 
-    ``crops`` int64 (n,) are the numbers of the training crops. An epoch is a seeded
-    permutation of them in batches; what is left of the last batch is dropped. Fewer
+    ``crops`` int64 (n,) are the numbers of the training crops, ``regions`` int64 (n,)
+    those of the regions they lie in. An epoch is a seeded permutation of the crops in
+    batches (see :func:`epoch_order`); what is left of the last batch is dropped. Fewer
     crops than one batch are one smaller batch.
     """
 
     crops: Indices
+    regions: Indices
     batch_size: int
     epochs: int
     seed: int
+    _orders: dict[int, Indices] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.crops):
@@ -87,9 +95,12 @@ class Plan:
     def batch_at(self, step: int) -> tuple[int, Indices]:
         """Return the epoch, and the crop numbers, of update number ``step`` from 0."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.seed, epoch, len(self.crops))
+        if epoch not in self._orders:
+            self._orders.pop(epoch - 2, None)  # reading is ahead of the computing
+            self._orders[epoch] = epoch_order(self.seed, epoch, self.regions)
         start = place * self.crops_per_step
-        return epoch, self.crops[order[start : start + self.crops_per_step]]
+        places = self._orders[epoch][start : start + self.crops_per_step]
+        return epoch, self.crops[places]
 
 
 def split(indices: Indices, micro_batch: int) -> list[Indices]:
@@ -111,10 +122,32 @@ def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Ada
     )
 
 
+class Learner(nn.Module):
+    """A method's loss of its model, as one module.
+
+    So that its forward pass is what several processes share and what may be compiled,
+    whatever parts of the model the method calls.
+    """
+
+    def __init__(self, model: nn.Module, method: Method, setting: Setting) -> None:
+        super().__init__()
+        self.model = model
+        self._method, self._setting = method, setting
+
+    def forward(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Return what is logged of a micro-batch, () each; the loss under ""."""
+        device = next(self.model.parameters()).device
+        half = self._setting.config.precision == "bf16"
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            objective = self._method.loss(self.model, inputs, self._setting)
+        return {"": objective.loss, **objective.logged}
+
+
 def fit(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
+    fabric: Fabric,
     method: Method,
     setting: Setting,
     source: Source,
@@ -148,7 +181,9 @@ def fit(
         minimum=config.min_lr,
     )
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    pictures = source.stream(_micro_batches(plan, start_step, micro_batch))
+    learner = _shared(model, method, setting, fabric)
+    parts = partial(_micro_batches, plan, fabric)
+    pictures = source.stream(parts(start_step, micro_batch))
     model.train()
     took: deque[float] = deque(maxlen=TIMED_STEPS)
     for step in range(start_step, plan.total_steps):
@@ -160,21 +195,28 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             try:
                 totals = yield from _accumulate(
-                    model, pictures, method, setting, plan.batch_at(step), micro_batch
+                    learner,
+                    pictures,
+                    method,
+                    setting,
+                    fabric,
+                    plan.batch_at(step),
+                    micro_batch,
                 )
                 break
             except MemoryRanOutError:
-                if micro_batch == 1 or not method.splits_over_batch:
+                alone = method.splits_over_batch and fabric.world_size == 1
+                if micro_batch == 1 or not alone:
                     raise
             micro_batch //= 2
-            pictures = source.stream(_micro_batches(plan, step, micro_batch))
+            pictures = source.stream(parts(step, micro_batch))
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             yield Note(
                 f"Memory ran out at step {step + 1}: going on with {micro_batch} crops "
                 f"at a time. The batch stays {plan.crops_per_step}."
             )
-        loss, grad_norm, logged = _checked(weights, totals, step, config)
+        loss, grad_norm, logged = _checked(weights, totals, step, config, fabric)
         optimizer.step()
         if method.after_step is not None:
             method.after_step(model, (step + 1) / plan.total_steps)
@@ -193,10 +235,23 @@ def fit(
         )
 
 
+def _shared(
+    model: nn.Module, method: Method, setting: Setting, fabric: Fabric
+) -> nn.Module:
+    """Return the learner, its gradients averaged over the processes."""
+    learner: Any = Learner(model, method, setting)
+    if setting.config.compile:
+        learner = torch.compile(learner)
+    if fabric.world_size == 1:
+        return learner  # type: ignore[no-any-return]
+    return fabric.setup_module(learner, move_to_device=False)
+
+
 def held_out_loss(
     model: nn.Module,
     indices: Indices,
     *,
+    fabric: Fabric,
     method: Method,
     setting: Setting,
     source: Source,
@@ -205,21 +260,22 @@ def held_out_loss(
 
     They are not augmented, and what is hidden of them is the same at every call.
     """
-    chunks = split(indices, micro_batch_of(method, setting.config))
+    chunks = split(part_of(indices, fabric), micro_batch_of(method, setting.config))
     pictures = source.stream(chunks)
+    learner = Learner(model, method, setting)
     total = 0.0
-    model.eval()
+    learner.eval()
     try:
         for chunk in chunks:
             ready = yield from awaited(pictures)
             with torch.inference_mode(), memory_in_words():
                 batch = Batch(_on_device(ready, model), chunk, epoch=0, training=False)
-                objective = _objective(model, batch, method, setting)
-                total += objective.loss.item() * len(chunk) / len(indices)
+                loss = learner(method.inputs(batch, setting))[""]
+                total += loss.item() * len(chunk) / len(indices)
             yield Heartbeat()
     finally:
-        model.train()
-    return total
+        learner.train()
+    return summed(torch.tensor(total, device=fabric.device), fabric).item()
 
 
 def micro_batch_of(method: Method, config: PretrainConfig) -> int:
@@ -229,43 +285,53 @@ def micro_batch_of(method: Method, config: PretrainConfig) -> int:
     return config.micro_batch
 
 
-def _micro_batches(plan: Plan, start_step: int, micro_batch: int) -> Iterator[Indices]:
+def _micro_batches(
+    plan: Plan, fabric: Fabric, start_step: int, micro_batch: int
+) -> Iterator[Indices]:
     for step in range(start_step, plan.total_steps):
-        yield from split(plan.batch_at(step)[1], micro_batch)
+        yield from split(part_of(plan.batch_at(step)[1], fabric), micro_batch)
 
 
 def _accumulate(
-    model: nn.Module,
+    learner: nn.Module,
     pictures: Iterator[Pixels | None],
     method: Method,
     setting: Setting,
+    fabric: Fabric,
     batch: tuple[int, Indices],
     micro_batch: int,
 ) -> Generator[Event, None, dict[str, Tensor]]:
-    """Add up the gradients of a batch; return its mean loss and other means."""
+    """Add up the gradients of a batch; return its mean loss and other means.
+
+    Of several processes each returns its share of the means.
+    """
     epoch, indices = batch
+    chunks = split(part_of(indices, fabric), micro_batch)
     totals: dict[str, Tensor] = {}
-    for chunk in split(indices, micro_batch):
+    for number, chunk in enumerate(chunks, 1):
         ready = yield from awaited(pictures)
         share = len(chunk) / len(indices)
-        with memory_in_words():
-            one = Batch(_on_device(ready, model), chunk, epoch)
-            objective = _objective(model, one, method, setting)
-            (objective.loss * share).backward()
-        for name, value in {"": objective.loss, **objective.logged}.items():
+        with memory_in_words(), _gradients_kept(learner, fabric, number < len(chunks)):
+            inputs = method.inputs(
+                Batch(_on_device(ready, learner), chunk, epoch), setting
+            )
+            logged = learner(inputs)
+            # The gradients of the processes are averaged, and should be summed.
+            fabric.backward(logged[""] * (share * fabric.world_size))
+        for name, value in logged.items():
             part = value.detach().float() * share
             totals[name] = totals[name] + part if name in totals else part
         yield Heartbeat()
     return totals
 
 
-def _objective(
-    model: nn.Module, batch: Batch, method: Method, setting: Setting
-) -> Objective:
-    inputs = method.inputs(batch, setting)
-    half = setting.config.precision == "bf16"
-    with torch.autocast(batch.pictures.device.type, torch.bfloat16, enabled=half):
-        return method.loss(model, inputs, setting)
+def _gradients_kept(
+    learner: nn.Module, fabric: Fabric, more_follow: bool
+) -> AbstractContextManager[None]:
+    """Keep the processes from sharing gradients before the last micro-batch."""
+    if fabric.world_size == 1:
+        return nullcontext()
+    return fabric.no_backward_sync(learner, enabled=more_follow)  # type: ignore[arg-type]
 
 
 def awaited(pictures: Iterator[Pixels | None]) -> Generator[Event, None, Pixels]:
@@ -288,6 +354,7 @@ def _checked(
     totals: dict[str, Tensor],
     step: int,
     config: PretrainConfig,
+    fabric: Fabric,
 ) -> tuple[float, float, dict[str, float]]:
     """Clip the gradients and return loss, gradient norm and the rest as numbers.
 
@@ -295,8 +362,9 @@ def _checked(
     """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     norm = get_total_norm(gradients)
-    values = torch.stack([norm.float(), *totals.values()]).tolist()
-    grad_norm, numbers = values[0], dict(zip(totals, values[1:], strict=True))
+    means = summed(torch.stack([*totals.values()]), fabric)
+    grad_norm, *values = torch.cat([norm.float()[None], means]).tolist()
+    numbers = dict(zip(totals, values, strict=True))
     loss = numbers.pop("")
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         what = f"The loss became {loss}"

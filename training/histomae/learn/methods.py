@@ -14,17 +14,19 @@ import torch
 
 from histomae.infer.reconstruct import reconstruct_tiles
 from histomae.learn.augment import Stream, mask_noise, view_affines, views
-from histomae.learn.crops import CropReader, Source
+from histomae.learn.examples import slide_crops
 from histomae.models.mae import MaskedAutoencoder
 from histomae.models.patches import random_mask
 from histomae.models.vit import encoder_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from torch import Tensor, nn
 
     from histomae.config import PretrainConfig
+    from histomae.events import Event
+    from histomae.learn.examples import Examples
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -89,8 +91,8 @@ class Method:
     A module with ``encoder``, ``decoder``, ``encoder_spec`` and ``decoder_spec``, for
     these are what a checkpoint holds (:mod:`histomae.models.checkpoint`).
     """
-    source: Callable[..., Source]
-    """Make the reader, a context manager, from open slides and the manifest."""
+    examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Examples]]]
+    """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
     inputs: Callable[[Batch, Setting], Inputs]
     """Make a loss's inputs: augmentation, normalisation, masks. In float32."""
     loss: Callable[[nn.Module, Inputs, Setting], Objective]
@@ -200,7 +202,7 @@ METHODS: dict[str, Method] = {
             ),
             splits_over_batch=True,
             build=_mae,
-            source=CropReader,
+            examples=slide_crops,
             inputs=_mae_inputs,
             loss=_mae_loss,
             picture=_mae_picture,

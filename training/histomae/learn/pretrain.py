@@ -6,18 +6,16 @@ records what is said, and makes every end a recorded one.
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 import time
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from histomae.errors import ConfigError, DiskRefusedError, HistomaeError, RunError
+from histomae.errors import DiskRefusedError, HistomaeError, RunError
 from histomae.events import (
     Event,
     Failed,
@@ -31,39 +29,35 @@ from histomae.events import (
     Step,
 )
 from histomae.files import write_beside
-from histomae.infer.encoder import pick_device
+from histomae.learn.deciding import (
+    MACHINE_CHANGED,
+    ROUNDS_OTHERWISE,
+    decided,
+    settled,
+)
 from histomae.learn.loop import (
     Plan,
     awaited,
     build_optimizer,
     fit,
     held_out_loss,
-    load_optimizer,
-    micro_batch_of,
-    optimizer_tensors,
 )
 from histomae.learn.methods import METHODS, Method, Setting
+from histomae.learn.processes import agreed, is_first, join, leave
 from histomae.learn.runs import RunFolder, absolute_paths
-from histomae.models.checkpoint import (
-    OPTIMIZER,
-    Checkpoint,
-    CheckpointHeader,
-    checkpoint_tensors,
-    load_checkpoint,
-    load_tensors,
-    save_checkpoint,
-)
+from histomae.learn.saving import Keeper, writing
+from histomae.models.checkpoint import Checkpoint, load_checkpoint
 from histomae.models.initial import init_encoder
-from histomae.models.vit import ENCODER_SIZES
-from histomae.slides.crops import CropManifest, CropSpec, build_manifest
-from histomae.slides.slide import Slide, default_mpp, find_slides
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
+    from lightning_fabric import Fabric
+
     from histomae.config import PretrainConfig
-    from histomae.learn.crops import Source
+    from histomae.learn.examples import Examples
+    from histomae.learn.loop import Indices, Pixels
 
 #: ImageNet's, as in MAE; weights that a training starts from bring their own.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -71,24 +65,8 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MOST_JUDGED = 256
 #: Rows of a preview.
 PREVIEW_CROPS = 3
-#: Micro-batches on a GPU; and on a CPU at most, for larger ones are no faster.
-GPU_MICRO_BATCH, CPU_MICRO_BATCH = 64, 16
-#: What a modest processor (2 cores) does in half a second, the longest that a stop
-#: should wait; floating-point operations.
-CPU_WORK = 75e9
 #: How often a paused training looks whether it may go on, seconds.
 PAUSE_S = 0.1
-#: A training with AdamW keeps so many numbers for every weight.
-NUMBERS_PER_WEIGHT = 3
-#: Settings that say where and how fast, not what: another machine may change them.
-MAY_CHANGE = ("slides", "device", "threads", "preview_every", "save_every")
-#: Said when they do.
-MACHINE_CHANGED = (
-    "Going on with another device or number of threads: the numbers are as good, but "
-    "not bit for bit those of an uninterrupted run."
-)
-#: Values that mean: decided at the start.
-UNDECIDED = (None, "auto", ())
 
 
 def run_in(
@@ -111,6 +89,8 @@ def run_in(
     ConfigError
         If ``config`` differs in what shapes the result; nothing is recorded then.
     """
+    if not is_first():  # one of several processes, which only computes
+        return (yield from pretrain(config or run.config(), run))
     with run.lock():
         run.check_unfinished()
         if config is not None:
@@ -187,12 +167,14 @@ def pretrain(
         If the weights to start from do not.
     """
     with ExitStack() as stack:
-        work = _Work(config, run, resume, stack)
+        fabric = join(config.device)
+        stack.callback(leave)
+        work = _Work(config, run, resume, fabric, stack)
         steps = work.run()
         try:
             for event in steps:
                 yield event
-                end = yield from _asked(run, work)
+                end = yield from _asked(run, work, event)
                 if end is not None and not isinstance(event, Finished):
                     steps.close()
                     yield from end
@@ -203,10 +185,10 @@ def pretrain(
 
 
 def _asked(
-    run: RunFolder, work: _Work
+    run: RunFolder, work: _Work, event: Event
 ) -> Generator[Event, None, Generator[Event, None, None] | None]:
     """Answer a request: wait while paused; return how to end if that is asked."""
-    request = run.requested()
+    request = work.requested(event)
     if request is None:
         return None
     if request == "pause":
@@ -214,10 +196,11 @@ def _asked(
         while request == "pause":
             time.sleep(PAUSE_S)
             yield Heartbeat()
-            request = run.requested()
+            request = work.requested(event)
         if request not in ("stop", "discard"):
             yield Note("Going on.")
-    run.clear_request()
+    if is_first():
+        run.clear_request()
     if request == "stop":
         return work.stop()
     return work.discard() if request == "discard" else None
@@ -231,49 +214,86 @@ class _Training:
     method: Method
     model: Any  # see Method.build
     optimizer: torch.optim.Optimizer
-    manifest: CropManifest
-    source: Source
+    examples: Examples
     plan: Plan
-    judged: np.ndarray[Any, np.dtype[np.int64]]
+    judged: Indices
+    keeper: Keeper
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """Where a training begins: the same in all of its processes."""
+
+    config: PretrainConfig
+    step: int = 0
+    judged_step: int = -1
+    best: float = float("inf")
+    notes: tuple[str, ...] = ()
 
 
 class _Work:
-    """A pretraining from settings to the end; ``step`` is the last update made."""
+    """A pretraining from settings to the end; ``step`` is the last update made.
+
+    Of several processes the first one alone writes.
+    """
 
     def __init__(
-        self, config: PretrainConfig, run: RunFolder, resume: bool, stack: ExitStack
+        self,
+        config: PretrainConfig,
+        run: RunFolder,
+        resume: bool,
+        fabric: Fabric,
+        stack: ExitStack,
     ) -> None:
-        self._run, self._stack = run, stack
+        self._run, self._fabric, self._stack = run, fabric, stack
         self._training: _Training | None = None
         self._checkpoint: Checkpoint | None = None
-        self._notes: tuple[str, ...] = ()
-        if not resume:
-            if run.has_begun:
-                raise RunError(
-                    f"{run.path} already holds a run ({run.state}). Resume it, or "
-                    "choose another folder."
-                )
-            if not run.config_file.exists():
-                run.create(config)
-            self._config = absolute_paths(config)
-        else:
-            run.check_unfinished()
-            begun = run.config()
-            self._config = settled(absolute_paths(config), begun)
-            if self._config.device != begun.device or (
-                self._config.threads != begun.threads
-            ):
-                self._notes = (MACHINE_CHANGED,)
-            if run.last.exists():
-                self._checkpoint = load_checkpoint(run.last)
-            run.cut_back(None if self._checkpoint is None else self.step_saved())
-        self.step = self._saved_step = self.step_saved()
-        judged = [event.step for event in run.events() if isinstance(event, HeldOut)]
-        self._judged_step = judged[-1] if judged else -1
+        begin = _Begin(config)
+        if self._is_first:
+            begin = self._go_on(config) if resume else self._begin(config)
+        self._beginning = agreed(begin, fabric)
+        self.step = self._saved_step = self._beginning.step
+        self._judged_step = self._beginning.judged_step
+        self._best = self._beginning.best
+        if self.step and not self._is_first:
+            self._checkpoint = load_checkpoint(run.last)
 
-    def step_saved(self) -> int:
-        """Return the step of the checkpoint this began from; 0 if from none."""
-        return 0 if self._checkpoint is None else self._checkpoint.header.step
+    @property
+    def _is_first(self) -> bool:
+        return bool(self._fabric.is_global_zero)
+
+    def _begin(self, config: PretrainConfig) -> _Begin:
+        run = self._run
+        if run.has_begun:
+            raise RunError(
+                f"{run.path} already holds a run ({run.state}). Resume it, or choose "
+                "another folder."
+            )
+        if not run.config_file.exists():
+            run.create(config)
+        return _Begin(absolute_paths(config))
+
+    def _go_on(self, config: PretrainConfig) -> _Begin:
+        run = self._run
+        run.check_unfinished()
+        begun = run.config()
+        config = settled(absolute_paths(config), begun)
+        if run.last.exists():
+            self._checkpoint = load_checkpoint(run.last)
+        step = None if self._checkpoint is None else self._checkpoint.header.step
+        run.cut_back(step)
+        judged = {e.step: e.loss for e in run.events() if isinstance(e, HeldOut)}
+        processes = [e.processes for e in run.events() if isinstance(e, Started)]
+        changed = self._fabric.world_size not in (processes or [1])[-1:]
+        for name in ROUNDS_OTHERWISE:
+            changed |= getattr(config, name) != getattr(begun, name)
+        return _Begin(
+            config,
+            step=step or 0,
+            judged_step=max(judged, default=-1),
+            best=min((judged[n] for n in judged if n), default=float("inf")),
+            notes=(MACHINE_CHANGED,) if changed else (),
+        )
 
     # ---- from the beginning to the end
 
@@ -282,17 +302,18 @@ class _Work:
         training = yield from self._prepare()
         self._training = training
         config, plan = training.setting.config, training.plan
-        files = 1 if self._run.last.exists() else 2  # the next one is written beside
-        check_room(self._run.last, files * self._bytes_needed(training))
+        if self._is_first:
+            training.keeper.check_room()
         yield self._started(training)
         if self.step % config.preview_every == 0:
             yield from self._judge(training)
         for event in fit(
             training.model,
             training.optimizer,
+            fabric=self._fabric,
             method=training.method,
             setting=training.setting,
-            source=training.source,
+            source=training.examples.source,
             plan=plan,
             start_step=self.step,
         ):
@@ -303,136 +324,121 @@ class _Work:
                 continue
             if self.step % config.preview_every == 0:
                 yield from self._judge(training)
+            if config.keep_every and self.step % config.keep_every == 0:
+                yield from self._save_if_there_is_room(training.keeper.save_kept)
             if self.step % config.save_every == 0:
-                yield self._save_or_go_on(training)
+                yield from self._save_or_go_on(training)
         yield from self._judge(training)
         yield from self._save_when_there_is_room(training)
         yield Finished(self.step, "done")
 
     def stop(self) -> Generator[Event, None, None]:
         """Keep what was learned so far."""
-        if self._training is not None and self.step > 0:
+        if self._training is not None and self.step > 0 and self._is_first:
             if self.step > self._saved_step:
-                yield self._save(self._training)
-            yield self._save_encoder(self._training)
+                yield self._training.keeper.save_last(self.step)
+            yield self._training.keeper.save_encoder(self.step)
         yield Finished(self.step, "stopped")
 
     def discard(self) -> Generator[Event, None, None]:
         """Throw away what was learned."""
-        self._run.discard()
+        if self._is_first:
+            self._run.discard()
         yield Finished(self.step, "discarded")
+
+    def requested(self, event: Event) -> str | None:
+        """Return what was asked of the training, the same in all of its processes.
+
+        Several processes agree on it after each step, for between steps they are not at
+        the same place.
+        """
+        if self._fabric.world_size == 1:
+            return self._run.requested()
+        if not isinstance(event, Step):
+            return None
+        return agreed(self._run.requested() if self._is_first else None, self._fabric)
 
     # ---- making ready
 
     def _prepare(self) -> Generator[Event, None, _Training]:
-        config = self._config
-        device = pick_device(config.device)
-        paths = find_slides(config.slides)
-        if not paths:
-            raise ConfigError("slides", "none is named. Choose slides or a folder.")
-        slides = []
-        for path in paths:
-            slides.append(open_slide(path, config, self._stack))
-            yield Heartbeat()
-        config = resolved(config, slides, device)
-        self._config = config
-        self._run.write_config(config)
-        manifest, slides = yield from self._crops(config, slides)
+        config = self._beginning.config
+        method, fabric = METHODS[config.method], self._fabric
         self._stack.callback(torch.set_num_threads, torch.get_num_threads())
-        torch.set_num_threads(config.threads or torch.get_num_threads())
-        training = self._model(config, manifest, slides, device)
-        yield from self._start_from(training)
-        return training
-
-    def _crops(
-        self, config: PretrainConfig, slides: list[Slide]
-    ) -> Generator[Event, None, tuple[CropManifest, list[Slide]]]:
-        """Draw the crops, or read those of the run; return the slides they are from."""
-        assert config.mpp is not None
-        file = self._run.crops_file
-        if self._checkpoint is not None:
-            manifest = CropManifest.load(file)
-            return manifest, slides_of(manifest, slides, config, self._stack)
-        spec = CropSpec(
-            crop_px=config.tile_px,
-            mpp=config.mpp,
-            per_slide=config.crops_per_slide,
-            min_tissue=config.min_tissue,
-            max_iou=config.max_iou,
-            held_out=config.held_out,
-            seed=config.seed,
-            allow_upsampling=config.allow_upsampling,
-        )
-        manifest = yield from build_manifest(slides, spec)
-        manifest.save(file)
-        return manifest, slides
-
-    def _model(
-        self,
-        config: PretrainConfig,
-        manifest: CropManifest,
-        slides: Sequence[Slide],
-        device: torch.device,
-    ) -> _Training:
-        method = METHODS[config.method]
+        threads = config.threads or torch.get_num_threads()
+        torch.set_num_threads(threads)
+        device = fabric.device.type if fabric.world_size > 1 else str(fabric.device)
+        config = replace(config, device=device, threads=threads)
+        with fabric.rank_zero_first():  # the others read the crops that it writes
+            anew = self._checkpoint is None and self._is_first
+            config, examples = yield from method.examples(
+                config, self._run, self._stack, anew=anew
+            )
         model = method.build(config, torch.Generator().manual_seed(config.seed))
+        for note in self._beginning.notes:
+            yield Note(note)
         if self._checkpoint is None:
             begun = init_encoder(model.encoder, config.init_from)
-            self._notes += begun.notes
+            for note in begun.notes:
+                yield Note(note)
             mean, std = begun.mean or MEAN, begun.std or STD
         else:
             mean, std = self._checkpoint.header.mean, self._checkpoint.header.std
-        model.to(device)
-        source = method.source(slides, manifest)
-        self._stack.enter_context(source)
-        return _Training(
-            setting=Setting(config, mean, std),
+        model.to(fabric.device)
+        if self._is_first:
+            setting = Setting(config, mean, std)
+            config = yield from decided(setting, method, model, examples)
+            self._run.write_config(config)
+        setting = Setting(agreed(config, fabric), mean, std)
+        return self._ready(setting, method, model, examples)
+
+    def _ready(
+        self, setting: Setting, method: Method, model: Any, examples: Examples
+    ) -> _Training:
+        config = setting.config
+        crops = np.flatnonzero(~examples.held_out)
+        optimizer = build_optimizer(model, config)
+        training = _Training(
+            setting=setting,
             method=method,
             model=model,
-            optimizer=build_optimizer(model, config),
-            manifest=manifest,
-            source=source,
+            optimizer=optimizer,
+            examples=examples,
             plan=Plan(
-                crops=np.flatnonzero(~manifest.held_out),
+                crops=crops,
+                regions=examples.region[crops],
                 batch_size=config.batch_size,
                 epochs=config.epochs,
                 seed=config.seed,
             ),
-            judged=spread(np.flatnonzero(manifest.held_out), MOST_JUDGED),
+            judged=spread(np.flatnonzero(examples.held_out), MOST_JUDGED),
+            keeper=Keeper(
+                self._run,
+                model=model,
+                optimizer=optimizer,
+                method=method,
+                setting=setting,
+                examples=examples,
+            ),
         )
-
-    def _start_from(self, training: _Training) -> Generator[Event, None, None]:
-        """Put the checkpoint's numbers in, or say what the training starts from."""
-        for note in self._notes:
-            yield Note(note)
-        if self._checkpoint is None:
-            return
-        load_tensors(training.model, self._checkpoint.tensors)
-        load_optimizer(
-            training.model,
-            training.optimizer,
-            {
-                name.removeprefix(OPTIMIZER): tensor
-                for name, tensor in self._checkpoint.tensors.items()
-                if name.startswith(OPTIMIZER)
-            },
-        )
-        self._checkpoint = None  # its memory
+        if self._checkpoint is not None:
+            training.keeper.go_on_from(self._checkpoint)
+            self._checkpoint = None  # its memory
+        return training
 
     def _started(self, training: _Training) -> Started:
         config = training.setting.config
         weights = sum(w.numel() for w in training.model.parameters() if w.requires_grad)
-        held_out = int(training.manifest.held_out.sum())
         return Started(
             method=training.method.name,
             step=self.step,
             total_steps=training.plan.total_steps,
-            crops=len(training.manifest) - held_out,
-            held_out_crops=held_out,
+            crops=len(training.plan.crops),
+            held_out_crops=int(training.examples.held_out.sum()),
             parameters=weights,
             device=config.device,
             precision=config.precision,
-            mpp=training.manifest.mpp,
+            mpp=training.examples.mpp,
+            processes=self._fabric.world_size,
         )
 
     # ---- looking, and keeping
@@ -445,44 +451,56 @@ class _Work:
             loss = yield from held_out_loss(
                 training.model,
                 training.judged,
+                fabric=self._fabric,
                 method=training.method,
                 setting=training.setting,
-                source=training.source,
+                source=training.examples.source,
             )
             yield HeldOut(self.step, loss)
-        if training.method.picture is not None:
-            yield from self._preview(training)
+            if self.step and loss < self._best:
+                self._best = loss
+                yield from self._save_if_there_is_room(training.keeper.save_best)
+        if training.method.picture is not None and self._is_first:
+            yield from self._preview(training, training.method.picture)
 
-    def _preview(self, training: _Training) -> Generator[Event, None, None]:
+    def _preview(
+        self, training: _Training, picture: Callable[..., Pixels]
+    ) -> Generator[Event, None, None]:
         shown = training.judged if len(training.judged) else training.plan.crops
         shown = spread(shown, PREVIEW_CROPS)
-        crops = yield from awaited(training.source.stream([shown]))
-        assert training.method.picture is not None
+        crops = yield from awaited(training.examples.source.stream([shown]))
         training.model.eval()
-        picture = training.method.picture(
-            training.model, crops, shown, training.setting
-        )
+        sheet = picture(training.model, crops, shown, training.setting)
         training.model.train()
         path = self._run.previews / f"step_{self.step:07d}.png"
         try:
-            with _writing(path), write_beside(path) as beside:
-                Image.fromarray(picture).save(beside, format="PNG")
+            with writing(path), write_beside(path) as beside:
+                Image.fromarray(sheet).save(beside, format="PNG")
         except DiskRefusedError as error:  # no picture is worth a training
             yield Note(f"{error.reason} The training goes on without it.")
         else:
             yield Preview(self.step, self._run.inside(path))
 
-    def _bytes_needed(self, training: _Training) -> int:
-        """Return what a checkpoint takes, roughly."""
-        weights = sum(weight.nbytes for weight in training.model.parameters())
-        return NUMBERS_PER_WEIGHT * weights
-
-    def _save_or_go_on(self, training: _Training) -> Saved | Note:
-        """Save; where the disk refuses, the training goes on in memory."""
+    def _save_if_there_is_room(
+        self, save: Callable[[int], Saved]
+    ) -> Generator[Event, None, None]:
+        """Save what nothing depends on; where the disk refuses, go on without it."""
+        if not self._is_first:
+            return
         try:
-            return self._save(training)
+            yield save(self.step)
         except DiskRefusedError as error:
-            return Note(
+            yield Note(f"{error.reason} The training goes on without it.")
+
+    def _save_or_go_on(self, training: _Training) -> Generator[Event, None, None]:
+        """Save; where the disk refuses, the training goes on in memory."""
+        if not self._is_first:
+            return
+        try:
+            yield training.keeper.save_last(self.step)
+            self._saved_step = self.step
+        except DiskRefusedError as error:
+            yield Note(
                 f"{error.reason} The training goes on, and tries again in "
                 f"{training.setting.config.save_every} steps: make room meanwhile."
             )
@@ -491,10 +509,11 @@ class _Work:
         self, training: _Training
     ) -> Generator[Event, None, None]:
         """Save what was trained to the end; wait for room as long as it takes."""
-        said = False
-        while True:
+        said = not self._is_first
+        keeper = training.keeper
+        while self._is_first:
             try:
-                saved = [self._save(training), self._save_encoder(training)]
+                saved = [keeper.save_last(self.step), keeper.save_encoder(self.step)]
             except DiskRefusedError as error:
                 if not said:
                     yield Note(
@@ -508,218 +527,9 @@ class _Work:
                 yield from saved
                 return
 
-    def _save(self, training: _Training) -> Saved:
-        tensors = checkpoint_tensors(training.model)
-        state = optimizer_tensors(training.model, training.optimizer)
-        tensors |= {OPTIMIZER + name: tensor for name, tensor in state.items()}
-        with _writing(self._run.last, self._bytes_needed(training)):
-            save_checkpoint(self._run.last, self._header(training), tensors)
-        self._saved_step = self.step
-        return Saved(self.step, self._run.inside(self._run.last))
 
-    def _save_encoder(self, training: _Training) -> Saved:
-        whole = Checkpoint(
-            self._header(training), checkpoint_tensors(training.model)
-        ).encoder_only()
-        with _writing(self._run.encoder):
-            save_checkpoint(self._run.encoder, whole.header, whole.tensors)
-        return Saved(self.step, self._run.inside(self._run.encoder))
-
-    def _header(self, training: _Training) -> CheckpointHeader:
-        config, manifest = training.setting.config, training.manifest
-        return CheckpointHeader(
-            architecture=config.architecture,
-            encoder=training.model.encoder_spec,
-            decoder=training.model.decoder_spec,
-            method=training.method.name,
-            mask_ratio=config.mask_ratio,
-            norm_pix=config.norm_pix,
-            mean=training.setting.mean,
-            std=training.setting.std,
-            tile_px=config.tile_px,
-            mpp=manifest.mpp,
-            mpp_given=any(slide.mpp_source != "file" for slide in manifest.slides),
-            step=self.step,
-            config_hash=hashlib.sha256(config.to_toml().encode()).hexdigest()[:16],
-        )
-
-
-def check_room(path: Path, needed: int) -> None:
-    """Refuse to write ``needed`` bytes where they do not fit.
-
-    Raises
-    ------
-    DiskRefusedError
-        It names the folder and the megabytes.
-    """
-    free = _free_at(path)
-    if free < needed:
-        raise _refused(path, "too little room", needed)
-
-
-@contextmanager
-def _writing(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn the system's refusal to write into a sentence; the old file is intact."""
-    check_room(path, needed)
-    try:
-        yield
-    except OSError as error:
-        raise _refused(path, error.strerror or str(error), needed) from error
-
-
-def _refused(path: Path, reason: str, needed: int) -> DiskRefusedError:
-    free = _free_at(path)
-    room = f"{free / 2**20:.1f} MB are free there"
-    if needed:
-        room = f"it takes {needed / 2**20:.1f} MB, and {room}"
-    return DiskRefusedError(
-        f"{path.name} cannot be written to {path.parent} ({reason}; {room}). What was "
-        "saved before is intact."
-    )
-
-
-def _free_at(path: Path) -> int:
-    folder = next(parent for parent in path.parents if parent.is_dir())
-    return shutil.disk_usage(folder).free
-
-
-# Slides ----------------------------------------------------------------------
-
-
-def open_slide(path: Path, config: PretrainConfig, stack: ExitStack) -> Slide:
-    """Open a slide until ``stack`` ends; ``slide_mpp`` serves where the file has none.
-
-    Raises
-    ------
-    SlideError
-        If it cannot be opened.
-    MissingMppError
-        If its pixel size is unknown.
-    """
-    slide = stack.enter_context(Slide.open(path, fallback_mpp=config.slide_mpp))
-    _ = slide.mpp  # says what is missing
-    return slide
-
-
-def slides_of(
-    manifest: CropManifest,
-    slides: Iterable[Slide],
-    config: PretrainConfig,
-    stack: ExitStack,
-) -> list[Slide]:
-    """Return the slides of a manifest, in its order, with the pixel sizes it noted.
-
-    They are known by what is in them, so that they may have been moved.
-
-    Raises
-    ------
-    RunError
-        If one is missing.
-    """
-    known = {slide.slide_id: slide for slide in slides}
-    ordered = []
-    for entry in manifest.slides:
-        slide = known.get(entry.slide_id)
-        if slide is None:
-            raise RunError(
-                f"The run was trained on {entry.path}, which is not among "
-                f"{', '.join(config.slides)}, or has changed. Bring it back, or resume "
-                "with slides that name its place."
-            )
-        if slide.mpp != (entry.mpp_x, entry.mpp_y):
-            mpp = (entry.mpp_x, entry.mpp_y)
-            slide = stack.enter_context(Slide.open(slide.path, mpp=mpp))
-        ordered.append(slide)
-    return ordered
-
-
-def spread(
-    indices: np.ndarray[Any, np.dtype[np.int64]], most: int
-) -> np.ndarray[Any, np.dtype[np.int64]]:
+def spread(indices: Indices, most: int) -> Indices:
     """Return at most so many of the indices, evenly spread over all of them."""
     if len(indices) <= most:
         return indices
     return indices[np.arange(most) * len(indices) // most]
-
-
-# Settings --------------------------------------------------------------------
-
-
-def settled(config: PretrainConfig, begun: PretrainConfig) -> PretrainConfig:
-    """Return the settings to go on with, those of the run that has ``begun``.
-
-    Raises
-    ------
-    ConfigError
-        If a setting that shapes the result differs; it names the first.
-    """
-    changes = {}
-    for field in fields(config):
-        name = field.name
-        now, before = getattr(config, name), getattr(begun, name)
-        if now == before or now in UNDECIDED:
-            continue
-        if name not in MAY_CHANGE:
-            raise ConfigError(
-                name,
-                f"was {before!r} when the run began and is {now!r} now. Resume with "
-                "the run's own settings, or start a new run from its checkpoint.",
-            )
-        changes[name] = now
-    return replace(begun, **changes)
-
-
-def resolved(
-    config: PretrainConfig, slides: Sequence[Slide], device: torch.device
-) -> PretrainConfig:
-    """Decide what the settings leave open."""
-    method = METHODS[config.method]
-    micro_batch = config.micro_batch
-    if micro_batch is None:
-        micro_batch = (
-            GPU_MICRO_BATCH if device.type != "cpu" else cpu_micro_batch(config)
-        )
-    decided = replace(
-        config,
-        device=str(device),
-        precision=pick_precision(config.precision, device),
-        threads=config.threads or torch.get_num_threads(),
-        micro_batch=min(micro_batch, config.batch_size),
-        mpp=default_mpp(slides) if config.mpp is None else config.mpp,
-    )
-    return replace(decided, micro_batch=micro_batch_of(method, decided))
-
-
-def pick_precision(name: str, device: torch.device) -> str:
-    """Return ``f32`` or ``bf16``; ``auto``: bf16 where the device computes in it."""
-    if name != "auto":
-        return name
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "f32"
-    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "f32"
-
-
-def cpu_has_bf16() -> bool:
-    """Tell whether the processor multiplies matrices of bf16 (AVX-512 or AMX)."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def cpu_micro_batch(config: PretrainConfig) -> int:
-    """Return how many crops a processor handles in half a second, a power of two.
-
-    From the count of operations, not from a clock, so that the same settings give the
-    same run.
-    """
-    width, depth, _ = ENCODER_SIZES[config.encoder]
-    patches = (config.tile_px // config.patch_size) ** 2
-    visible = patches - round(patches * config.mask_ratio) + 1
-    # Multiply-adds of a block: 12 D² a token, and its attention.
-    seen = depth * visible * (12 * width**2 + 2 * visible * width)
-    decoder = 12 * config.decoder_dim**2 + 2 * patches * config.decoder_dim
-    painted = config.decoder_depth * patches * decoder
-    work = 2 * 3 * (seen + painted)  # forward, and twice that backward
-    size = CPU_MICRO_BATCH
-    while size > 1 and size * work > CPU_WORK:
-        size //= 2
-    return size

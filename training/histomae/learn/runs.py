@@ -4,7 +4,8 @@
 ``config.toml``     the settings, with everything decided at the start
 ``events.jsonl``    what was said, one JSON object a line; cut back on resume
 ``crops.parquet``   which crops
-``checkpoints/``    ``last`` (with decoder and optimizer), ``encoder``
+``checkpoints/``    ``last`` (with decoder and optimizer), ``encoder``, ``best`` on
+                    crops held out, and those kept for good, by step
 ``previews/``       pictures of input, masked and reconstruction
 ``log.txt``         what the process printed
 ``lock``            who is at work: process, start time, computer
@@ -152,6 +153,15 @@ class RunFolder:
     def encoder(self) -> Path:
         """The encoder alone, which timm loads too."""
         return self.checkpoints / "encoder.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """Encoder and decoder at the step that did best on crops held out."""
+        return self.checkpoints / "best.safetensors"
+
+    def kept(self, step: int) -> Path:
+        """Return the checkpoint of a step that is kept for good, without optimizer."""
+        return self.checkpoints / f"step_{step:07d}.safetensors"
 
     @property
     def previews(self) -> Path:

@@ -3,8 +3,9 @@
 HMAE (arXiv 2410.12006) pretrains on random regions of every slide, many and with
 little redundancy. The paper gives no algorithm; this one draws corners around tissue
 pixels and rejects what lies outside, holds too little tissue, or overlaps a crop that
-was accepted. Each slide has its own random stream, so that adding a slide changes no
-crop of another one.
+was accepted. The region-dense sampler takes many overlapping crops from each of fewer
+regions instead: a region is decoded once for all of them. Each slide has its own random
+stream, so that adding a slide changes no crop of another one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import json
 import time
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +52,14 @@ class CropSpec:
     held_out: float = 0.1
     seed: int = 0
     allow_upsampling: bool = False
+    sampler: str = "random"
+    region_px: int = 1024
+    crops_per_region: int = 16
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether many crops are taken from one region."""
+        return self.sampler == "region-dense"
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,10 @@ class CropManifest:
     ``slide_index`` int (n,) points into ``slides``; ``xy_l0`` float (n, 2) are top-left
     corners (x, y) in level-0 pixels; ``held_out`` bool (n,) marks the crops that are
     kept out of training. No held-out crop overlaps a training crop.
+
+    ``region_xy_l0`` float (n, 2) are the corners of the squares, ``region_px`` pixels
+    at ``mpp`` wide, in which the crops lie. Where ``reads_regions``, each is a cut from
+    its region, whole pixels from the corner; else they only tell who are neighbours.
     """
 
     slides: tuple[SlideEntry, ...]
@@ -78,9 +92,20 @@ class CropManifest:
     held_out: np.ndarray[Any, np.dtype[np.bool_]]
     crop_px: int
     mpp: float
+    region_xy_l0: Floats
+    region_px: int
+    reads_regions: bool = False
 
     def __len__(self) -> int:
         return len(self.slide_index)
+
+    @cached_property
+    def region(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Number of each crop's region, int64 (n,), from 0 without a gap."""
+        places = np.column_stack([self.slide_index, self.region_xy_l0])
+        numbers: np.ndarray[Any, np.dtype[np.int64]]
+        _, numbers = np.unique(places, axis=0, return_inverse=True)
+        return numbers.reshape(-1)
 
     def save(self, path: Path) -> None:
         """Write the manifest as Parquet."""
@@ -88,6 +113,8 @@ class CropManifest:
             "slides": [asdict(slide) for slide in self.slides],
             "crop_px": self.crop_px,
             "mpp": self.mpp,
+            "region_px": self.region_px,
+            "reads_regions": self.reads_regions,
         }
         table = pa.table(
             {
@@ -95,6 +122,8 @@ class CropManifest:
                 "x_l0": self.xy_l0[:, 0],
                 "y_l0": self.xy_l0[:, 1],
                 "held_out": self.held_out,
+                "region_x_l0": self.region_xy_l0[:, 0],
+                "region_y_l0": self.region_xy_l0[:, 1],
             },
             metadata={"histomae": json.dumps(header)},
         )
@@ -113,14 +142,20 @@ class CropManifest:
         try:
             table = pq.read_table(path, memory_map=False)
             header = json.loads(table.schema.metadata[b"histomae"])
-            xy = np.stack([table["x_l0"].to_numpy(), table["y_l0"].to_numpy()], 1)
+            crop_xy, region_xy = (
+                np.stack([table[f"{of}{axis}_l0"].to_numpy() for axis in "xy"], 1)
+                for of in ("", "region_")
+            )
             return cls(
                 slides=tuple(SlideEntry(**slide) for slide in header["slides"]),
                 slide_index=table["slide_index"].to_numpy(),
-                xy_l0=xy,
+                xy_l0=crop_xy,
                 held_out=np.asarray(table["held_out"].to_pylist(), bool),
                 crop_px=int(header["crop_px"]),
                 mpp=float(header["mpp"]),
+                region_xy_l0=region_xy,
+                region_px=int(header["region_px"]),
+                reads_regions=bool(header["reads_regions"]),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
@@ -143,21 +178,29 @@ def build_manifest(
     """
     index: list[int] = []
     corners: list[Floats] = []
+    regions: list[Floats] = []
     held_out: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     begin = time.monotonic()
     for number, slide in enumerate(slides):
         check_mpp(slide, spec.mpp, allow_upsampling=spec.allow_upsampling)
         yield Progress("finding tissue", number, len(slides))
-        xy_l0 = sample_crops(slide, tissue_mask(slide), spec)
+        if spec.is_dense:
+            xy_l0, region_xy_l0 = sample_regions(slide, tissue_mask(slide), spec)
+        else:
+            xy_l0 = sample_crops(slide, tissue_mask(slide), spec)
+            region_l0 = _side_l0(slide, spec, spec.region_px)
+            region_xy_l0 = np.floor(xy_l0 / region_l0) * region_l0
         if len(xy_l0) < spec.per_slide:
             yield Note(
                 f"{slide.path.name}: {len(xy_l0)} crops instead of {spec.per_slide}; "
                 "its tissue has no room for more."
             )
-        held = hold_out(xy_l0, _crop_size_l0(slide, spec), spec, slide.slide_id)
+        side_l0 = _side_l0(slide, spec, spec.crop_px)
+        held = hold_out(xy_l0, side_l0, spec, slide.slide_id)
         keep = held.train | held.out
         index += [number] * int(keep.sum())
         corners.append(xy_l0[keep])
+        regions.append(region_xy_l0[keep])
         held_out.append(held.out[keep])
     per_s = len(slides) / max(time.monotonic() - begin, 1e-9)
     yield Progress("finding tissue", len(slides), len(slides), per_s)
@@ -168,6 +211,9 @@ def build_manifest(
         held_out=np.concatenate(held_out) if held_out else np.empty(0, bool),
         crop_px=spec.crop_px,
         mpp=spec.mpp,
+        region_xy_l0=np.concatenate(regions) if regions else np.empty((0, 2)),
+        region_px=spec.region_px,
+        reads_regions=spec.is_dense,
     )
     if not (~manifest.held_out).any():
         raise NotEnoughDataError(
@@ -190,7 +236,7 @@ def sample_crops(slide: Slide, tissue: TissueMask, spec: CropSpec) -> Floats:
     float64 (n, 2): top-left corners (x, y), whole level-0 pixels; n is at most
     ``spec.per_slide`` and less where ``TRIES_PER_CROP`` draws each did not suffice.
     """
-    size = np.asarray(_crop_size_l0(slide, spec))
+    size = _side_l0(slide, spec, spec.crop_px)
     pixels_yx = np.argwhere(tissue.mask)
     accepted = np.empty((0, 2))
     if not len(pixels_yx):
@@ -215,6 +261,45 @@ def sample_crops(slide: Slide, tissue: TissueMask, spec: CropSpec) -> Floats:
             if not (iou(candidate, accepted, size) > spec.max_iou).any():
                 accepted = np.vstack([accepted, candidate])
     return accepted
+
+
+def sample_regions(
+    slide: Slide, tissue: TissueMask, spec: CropSpec
+) -> tuple[Floats, Floats]:
+    """Draw regions of one slide's tissue, and many crops from each.
+
+    Regions are squares of a grid that begins where the scanned area does, so that few
+    tiles of the file are decoded for one; they are drawn without repetition. In each,
+    ``spec.crops_per_region`` crops are placed at random, whole pixels at ``spec.mpp``
+    from its corner; they may overlap. Those with too little tissue are left out.
+
+    Returns
+    -------
+    float64 (n, 2): top-left corners of the crops (x, y), level-0 pixels; n is at most
+    ``spec.per_slide``. float64 (n, 2): corners of their regions.
+    """
+    random = np.random.default_rng(_stream(spec.seed, slide.slide_id))
+    pixel, crop = _side_l0(slide, spec, 1), _side_l0(slide, spec, spec.crop_px)
+    # Whole level-0 pixels, so that a region at the slide's own mpp is not resampled.
+    region = np.floor(_side_l0(slide, spec, spec.region_px))
+    low = np.asarray(slide.bounds_l0[:2], float)
+    columns, rows = (np.asarray(slide.bounds_l0[2:]) // region).astype(int)
+    corners = low + region * np.argwhere(np.ones((columns, rows), bool))
+    corners = corners[tissue.fraction(np.hstack([corners, corners + region])) > 0]
+    crops, of_region = [np.empty((0, 2))], [np.empty((0, 2))]
+    wanted = spec.per_slide
+    most = int(spec.region_px - spec.crop_px)
+    for corner in random.permutation(corners):
+        if wanted <= 0:
+            break
+        offsets = random.integers(most + 1, size=(spec.crops_per_region, 2))
+        placed = corner + offsets * pixel
+        share = tissue.fraction(np.hstack([placed, placed + crop]))
+        placed = placed[share >= spec.min_tissue][:wanted]
+        wanted -= len(placed)
+        crops.append(placed)
+        of_region.append(np.broadcast_to(corner, placed.shape))
+    return np.concatenate(crops), np.concatenate(of_region)
 
 
 def iou(corner: Floats, others: Floats, size: Floats) -> Floats:
@@ -243,7 +328,7 @@ class HeldOutSplit:
 
 
 def hold_out(
-    xy_l0: Floats, size_l0: tuple[float, float], spec: CropSpec, slide_id: str
+    xy_l0: Floats, size_l0: Floats, spec: CropSpec, slide_id: str
 ) -> HeldOutSplit:
     """Hold clusters of neighbours out of training; drop the crops that overlap them.
 
@@ -252,27 +337,26 @@ def hold_out(
     crops are held out, or none where that would leave nothing to train on.
     """
     count, wanted = len(xy_l0), round(len(xy_l0) * spec.held_out)
-    size = np.asarray(size_l0)
     random = np.random.default_rng(_stream(spec.seed + 1, slide_id))
     out = np.zeros(count, bool)
     for centre in random.permutation(count):
         missing = min(wanted - int(out.sum()), CLUSTER_CROPS)
         if missing <= 0:
             break
-        distance = np.abs((xy_l0 - xy_l0[centre]) / size).max(1)
+        distance = np.abs((xy_l0 - xy_l0[centre]) / size_l0).max(1)
         distance[out] = np.inf
         out[np.argsort(distance, kind="stable")[:missing]] = True
     touching = np.zeros(count, bool)
     for corner in xy_l0[out]:
-        touching |= iou(corner, xy_l0, size) > 0
+        touching |= iou(corner, xy_l0, size_l0) > 0
     if touching.all():
         return HeldOutSplit(train=np.ones(count, bool), out=np.zeros(count, bool))
     return HeldOutSplit(train=~touching, out=out)
 
 
-def _crop_size_l0(slide: Slide, spec: CropSpec) -> tuple[float, float]:
-    side_um = spec.crop_px * spec.mpp
-    return side_um / slide.mpp[0], side_um / slide.mpp[1]
+def _side_l0(slide: Slide, spec: CropSpec, side_px: int) -> Floats:
+    """Return width and height, level-0 pixels, of so many pixels at ``spec.mpp``."""
+    return side_px * spec.mpp / np.asarray(slide.mpp, float)
 
 
 def _stream(seed: int, slide_id: str) -> int:
