@@ -90,6 +90,8 @@ class PretrainConfig:
     """Blocks of the decoder."""
     decoder_heads: int = 3
     """Attention heads of the decoder."""
+    decoded_share: float = 1.0
+    """Share of the hidden patches painted in training; fewer is faster."""
 
     epochs: int = 400
     """Passes over the crops."""
@@ -149,6 +151,7 @@ class PretrainConfig:
                 _at_least(name, getattr(self, name), 1)
         for name in ("min_tissue", "max_iou", "mask_ratio", "held_out"):
             _within(name, getattr(self, name), 0.0, 1.0)
+        _within("decoded_share", self.decoded_share, 0.01, 1.0)
         _within("crop_scale_min", self.crop_scale_min, 0.05, 1.0)
         for name in ("mpp", "slide_mpp"):
             if getattr(self, name) is not None:

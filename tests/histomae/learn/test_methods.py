@@ -1,5 +1,7 @@
 """The list of methods: what each line promises, and that MAE keeps it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +72,21 @@ def test_held_out_crops_are_seen_plain_and_masked_alike(crops):
     assert torch.equal(got["images"], plain)
     noise = mask_noise(3, 0, np.arange(4), patches=16, stream=Stream.HELD_OUT_MASK)
     assert np.array_equal(got["noise"].numpy(), noise)
+
+
+def test_part_of_the_hidden_patches_is_painted_in_training_and_all_when_judged(
+    model, crops
+):
+    given, seen = inputs(crops, [0, 1, 2, 3], epoch=1), []
+    setting = replace(SETTING, config=replace(CONFIG, decoded_share=0.5))
+    hook = model.decoder.head.register_forward_hook(
+        lambda *passed: seen.append(passed[2].shape[1])
+    )
+    METHODS["mae"].loss(model.train(), given, setting)
+    METHODS["mae"].loss(model.eval(), given, setting)
+    model.train()
+    hook.remove()
+    assert seen == [4 + 6, 16]
 
 
 def test_the_batchs_loss_is_the_mean_of_its_crops(model, crops):

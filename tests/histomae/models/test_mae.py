@@ -106,11 +106,14 @@ def position(x, y, dim):
     return np.array(row)
 
 
-def oracle(image, noise, ratio, weights, *, norm_pix):
-    """Return prediction (9, 192), hidden (9,) and summed error of one image."""
+def oracle(image, noise, ratio, weights, *, norm_pix, share=1.0):
+    """Return prediction (K, 192), hidden (K,) and summed error of one image."""
     p, side = 8, 3
     order = sorted(range(9), key=lambda i: noise[i])
     keep = order[: 9 - round(9 * ratio)]
+    shown = list(range(9))
+    if share < 1:
+        shown = order[: len(keep) + max(1, round((9 - len(keep)) * share))]
     pixels = []
     for row in range(side):
         for col in range(side):
@@ -127,7 +130,7 @@ def oracle(image, noise, ratio, weights, *, norm_pix):
     tokens = [layer_norm(t, weights, "encoder.norm") for t in tokens]
     tokens = [linear(t, weights, "decoder.embed") for t in tokens]
     full = [tokens[0]]
-    for i in range(9):
+    for i in shown:
         known = (
             tokens[1 + keep.index(i)]
             if i in keep
@@ -143,23 +146,27 @@ def oracle(image, noise, ratio, weights, *, norm_pix):
         ]
     )
     error = 0.0
-    for i in set(range(9)) - set(keep):
+    for place, i in enumerate(shown):
+        if i in keep:
+            continue
         target = pixels[i].transpose(1, 2, 0).reshape(-1)
         if norm_pix:
             target = (target - target.mean()) / np.sqrt(target.var(ddof=1) + 1e-6)
-        error += ((prediction[i] - target) ** 2).mean()
-    return prediction, np.array([i not in keep for i in range(9)]), error
+        error += ((prediction[place] - target) ** 2).mean()
+    return prediction, np.array([i not in keep for i in shown]), error
 
 
 @pytest.mark.parametrize("norm_pix", [True, False])
-@pytest.mark.parametrize("ratio", [0.75, 0.3])
-def test_loss_prediction_and_mask_equal_plain_loops(images, noise, ratio, norm_pix):
+@pytest.mark.parametrize(("ratio", "share"), [(0.75, 1.0), (0.3, 1.0), (0.75, 0.4)])
+def test_loss_prediction_and_mask_equal_plain_loops(
+    images, noise, ratio, share, norm_pix
+):
     model = stir(build(norm_pix=norm_pix)).double()
     # the tables are stored as float32; the oracle reckons them exactly
     tolerance = 2e-6
     weights = {k: v.detach().numpy() for k, v in model.state_dict().items()}
 
-    out = model(images.double(), mask_ratio=ratio, noise=noise)
+    out = model(images.double(), mask_ratio=ratio, noise=noise, decoded_share=share)
 
     errors = 0.0
     for n in range(3):
@@ -169,6 +176,7 @@ def test_loss_prediction_and_mask_equal_plain_loops(images, noise, ratio, norm_p
             ratio,
             weights,
             norm_pix=norm_pix,
+            share=share,
         )
         np.testing.assert_allclose(
             out.prediction[n].detach(), prediction, rtol=0, atol=tolerance

@@ -147,6 +147,8 @@ def _mae_loss(model: nn.Module, inputs: Inputs, setting: Setting) -> Objective:
         inputs["images"],
         mask_ratio=setting.config.mask_ratio,
         noise=inputs["noise"],
+        # Judged, like used, with all of them.
+        decoded_share=setting.config.decoded_share if model.training else 1.0,
     )
     return Objective(output.loss, {})
 

@@ -65,9 +65,9 @@ class MaeOutput:
     loss: Tensor
     """() float32: mean squared error over the hidden patches."""
     prediction: Tensor
-    """(N, L, p*p*C): all patches, in the space of the target."""
+    """(N, K, p*p*C): the decoded patches, in the space of the target."""
     mask: Tensor
-    """(N, L) bool, True = hidden."""
+    """(N, K) bool, True = hidden. K = L and in order where all are decoded."""
 
 
 class Decoder(nn.Module):
@@ -91,8 +91,10 @@ class Decoder(nn.Module):
         entries = encoder_spec.patch_size**2 * encoder_spec.in_chans
         self.head = nn.Linear(spec.dim, entries)
 
-    def forward(self, latent: Tensor, ids_restore: Tensor) -> Tensor:
-        """Predict every patch from the latent of the visible ones.
+    def forward(
+        self, latent: Tensor, ids_restore: Tensor, ids: Tensor | None = None
+    ) -> Tensor:
+        """Predict patches from the latent of the visible ones.
 
         Parameters
         ----------
@@ -100,11 +102,13 @@ class Decoder(nn.Module):
             (N, 1 + L_keep, D).
         ids_restore
             (N, L) int64.
+        ids
+            (N, K) int64: the patches that take part; None: all of them, in order.
 
         Returns
         -------
         Tensor
-            (N, L, p*p*C).
+            (N, K, p*p*C).
         """
         tokens = self.embed(latent)
         count, length = ids_restore.shape
@@ -113,6 +117,9 @@ class Decoder(nn.Module):
         patches = torch.cat([tokens[:, 1:], blanks], dim=1)
         patches = gather_tokens(patches, ids_restore)
         tokens = torch.cat([tokens[:, :1], patches], dim=1) + self.pos_embed
+        if ids is not None:
+            patches = gather_tokens(tokens[:, 1:], ids)
+            tokens = torch.cat([tokens[:, :1], patches], dim=1)
         return self.head(self.norm(self.blocks(tokens))[:, 1:])
 
 
@@ -156,7 +163,14 @@ class MaskedAutoencoder(nn.Module):
             init_transformer(self.decoder, generator=generator)
             nn.init.normal_(self.decoder.mask_token, std=0.02, generator=generator)
 
-    def forward(self, images: Tensor, *, mask_ratio: float, noise: Tensor) -> MaeOutput:
+    def forward(
+        self,
+        images: Tensor,
+        *,
+        mask_ratio: float,
+        noise: Tensor,
+        decoded_share: float = 1.0,
+    ) -> MaeOutput:
         """Hide, encode, decode and compare.
 
         The loss may be split over the batch: every image hides the same number of
@@ -171,6 +185,9 @@ class MaskedAutoencoder(nn.Module):
             Share of the patches to hide; it must hide one at least.
         noise
             (N, L) float, uniform: the patches with the most noise are hidden.
+        decoded_share
+            Share of the hidden patches that are decoded and compared, those with the
+            least noise; the others cost nothing and are as good as not there.
         """
         masking = random_mask(noise, mask_ratio)
         if masking.ids_keep.shape[1] == masking.mask.shape[1]:
@@ -179,9 +196,13 @@ class MaskedAutoencoder(nn.Module):
                 "Choose a larger one, such as 0.75."
             )
         latent = self.forward_encoder(images, masking.ids_keep)
-        prediction = self.forward_decoder(latent, masking.ids_restore)
-        loss = masked_loss(prediction, self.target(images), mask=masking.mask)
-        return MaeOutput(loss, prediction, masking.mask)
+        target, mask, ids = self.target(images), masking.mask, None
+        if decoded_share < 1:
+            ids = masking.first(decoded_share)
+            target, mask = gather_tokens(target, ids), mask.gather(1, ids)
+        prediction = self.decoder(latent, masking.ids_restore, ids)
+        loss = masked_loss(prediction, target, mask=mask)
+        return MaeOutput(loss, prediction, mask)
 
     def forward_encoder(self, images: Tensor, ids_keep: Tensor) -> Tensor:
         """Encode the visible patches ``ids_keep`` (N, L_keep): (N, 1 + L_keep, D)."""

@@ -86,6 +86,15 @@ class Masking:
     mask: Tensor
     """(N, L) bool, True = hidden."""
 
+    def first(self, share: float) -> Tensor:
+        """Return the visible patches and the first of the hidden ones, (N, K) int64.
+
+        ``share`` of the hidden patches, one at least.
+        """
+        keep, count = self.ids_keep.shape[1], self.mask.shape[1]
+        hidden = max(1, round((count - keep) * share))
+        return torch.argsort(self.ids_restore, dim=1)[:, : keep + hidden]
+
 
 def random_mask(noise: Tensor, mask_ratio: float) -> Masking:
     """Hide the patches with the largest noise.
