@@ -48,6 +48,18 @@ def test_round_trip(event):
     assert type(again) is type(event)
 
 
+def test_numbers_that_make_curves_have_names():
+    step = Step(7, 100, 0.7, 0.125, 1e-4, 2.5, 33.3, None, {"teacher_entropy": 5.4})
+    assert step.figures == {
+        "loss": 0.125,
+        "lr": 1e-4,
+        "grad_norm": 2.5,
+        "images_per_s": 33.3,
+        "teacher_entropy": 5.4,
+    }
+    assert HeldOut(7, 0.93).figures == {"held_out_loss": 0.93}
+
+
 def test_every_event_can_be_read_back():
     defined = {
         kind

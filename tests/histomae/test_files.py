@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from histomae.files import cache, home, runs_folder, write_beside
+from histomae.files import append_whole, cache, home, runs_folder, write_beside
 
 
 @pytest.fixture
@@ -53,6 +53,17 @@ def test_writing_nothing_is_an_error(path):
     with pytest.raises(FileNotFoundError), write_beside(path):
         pass
     assert path.read_text() == "old"
+
+
+def test_bytes_are_appended_whole_or_not_at_all(path, tmp_path):
+    assert append_whole(path, b" and new")
+    assert path.read_text() == "old and new"
+    assert append_whole(tmp_path / "made", b"new")
+    assert not append_whole(tmp_path, b"to a folder")
+    assert not append_whole(tmp_path / "nowhere" / "file", b"new")
+    full = Path("/dev/full")
+    if full.exists():
+        assert not append_whole(full, b"new")
 
 
 KILLED = """

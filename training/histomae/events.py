@@ -87,6 +87,12 @@ class Step(Event):
     seconds_left: float | None
     logged: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """What makes curves over the steps: its numbers and what the method logs."""
+        named = ("loss", "lr", "grad_norm", "images_per_s")
+        return {name: getattr(self, name) for name in named} | self.logged
+
 
 @dataclass(frozen=True)
 class HeldOut(Event):
@@ -94,6 +100,11 @@ class HeldOut(Event):
 
     step: int
     loss: float
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What makes a curve over the steps, under a name of its own."""
+        return {"held_out_loss": self.loss}
 
 
 @dataclass(frozen=True)

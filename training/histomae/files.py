@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from itertools import count
 from pathlib import Path
@@ -38,6 +38,20 @@ def write_beside(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def append_whole(path: Path, data: bytes) -> bool:
+    """Append bytes to a file, all or none; return whether the disk took them."""
+    with suppress(OSError), path.open("ab", buffering=0) as file:
+        whole = file.tell()
+        try:
+            written = file.write(data)
+        except OSError:
+            written = 0
+        if written == len(data):
+            return True
+        file.truncate(whole)  # half of it would spoil what comes next
+    return False
 
 
 def _sweep(path: Path) -> None:

@@ -109,6 +109,7 @@ def test_a_run_leaves_everything_behind(begin):
     names = {path.name for path in run.path.iterdir()}
     assert names == {
         *("config.toml", "events.jsonl", "crops.parquet", "checkpoints", "previews"),
+        "tensorboard",
     }
     assert not list(run.path.rglob("*.tmp"))
 

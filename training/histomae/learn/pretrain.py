@@ -46,6 +46,7 @@ from histomae.learn.methods import METHODS, Method, Setting
 from histomae.learn.processes import agreed, is_first, join, leave
 from histomae.learn.runs import RunFolder, absolute_paths
 from histomae.learn.saving import Keeper, writing
+from histomae.learn.tensorboard import TensorBoard
 from histomae.models.checkpoint import Checkpoint, load_checkpoint
 from histomae.models.initial import init_encoder
 
@@ -110,6 +111,7 @@ def run_in(
 def _recorded(
     work: Generator[Event, None, Path], run: RunFolder
 ) -> Generator[Event, None, Path]:
+    board = TensorBoard(run)
     try:
         while True:
             try:
@@ -119,6 +121,7 @@ def _recorded(
                 return result
             if not isinstance(event, Heartbeat):
                 run.append(event)
+                board.write(event)
             yield event
     finally:
         work.close()

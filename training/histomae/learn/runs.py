@@ -7,6 +7,7 @@
 ``checkpoints/``    ``last`` (with decoder and optimizer), ``encoder``, ``best`` on
                     crops held out, and those kept for good, by step
 ``previews/``       pictures of input, masked and reconstruction
+``tensorboard/``    the numbers and pictures again, as TensorBoard reads them
 ``log.txt``         what the process printed
 ``lock``            who is at work: process, start time, computer
 ``control``         one word to whoever is at work: stop, discard, pause, resume
@@ -46,7 +47,7 @@ from histomae.events import (
     Step,
     event_from_json,
 )
-from histomae.files import write_beside
+from histomae.files import append_whole, write_beside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,6 +169,11 @@ class RunFolder:
         """Folder of the pictures."""
         return self.path / "previews"
 
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of the file that TensorBoard reads."""
+        return self.path / "tensorboard"
+
     def inside(self, path: Path) -> str:
         """Return a path of this folder as events name it: relative, with slashes."""
         return path.relative_to(self.path).as_posix()
@@ -228,17 +234,8 @@ class RunFolder:
         While the disk is full events wait in memory and are written with a later one.
         """
         self._waiting.append(event.to_json() + "\n")
-        with suppress(OSError), self.events_file.open("ab", buffering=0) as file:
-            whole = file.tell()
-            lines = "".join(self._waiting).encode()
-            try:
-                written = file.write(lines)
-            except OSError:
-                written = 0
-            if written == len(lines):
-                self._waiting.clear()
-            else:  # half a line would spoil the next one
-                file.truncate(whole)
+        if append_whole(self.events_file, "".join(self._waiting).encode()):
+            self._waiting.clear()
 
     def events(self) -> Iterator[Event]:
         """Yield what was recorded; half a line at the end is left out."""
