@@ -14,7 +14,10 @@ REPOSITORY = Path(__file__).parents[2]
 PACKAGES = (Path(histomae.__file__).parent, Path(napari_histomae.__file__).parent)
 SOURCES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 #: Slow to load, or of a window; of no use to who only asks for help.
-HEAVY = ("torch", "timm", "torchvision", "napari", "qtpy", "PyQt6", "matplotlib")
+HEAVY = (
+    *("torch", "timm", "torchvision", "napari", "qtpy", "PyQt6", "matplotlib"),
+    "tensorboardX",
+)
 #: Folders that are not the project's text.
 NOT_OURS = frozenset(
     {
@@ -67,6 +70,7 @@ def loaded_by(code: str) -> set[str]:
         "import histomae, histomae.config, histomae.events, histomae.files\n"
         "import histomae.cli, histomae.doctor\n"
         "import histomae.learn.runs, histomae.learn.supervise\n"
+        "import histomae.evaluate.runs, histomae.evaluate.curves\n"
         "import histomae.slides.slide, histomae.slides.crops, histomae.data.splits\n"
         "import histomae.exchange.qupath, histomae.exchange.tables\n"
         "sys_path = __import__('sys').path; sys_path.insert(0, '..')\n"

@@ -339,6 +339,49 @@ def test_info_on_all_that_there_is(slide, trained, taught):
     assert said.out.count("walk.tiff: slide") == 2
 
 
+def test_runs_lists_the_runs_of_a_folder(trained, another, tmp_path, monkeypatch):
+    said = histomae("runs", trained[0].parent)
+    assert (said.code, said.err) == (0, "")
+    rows = {line.split()[0]: line for line in said.out.splitlines() if line}
+    assert "done" in rows["run"]
+    assert "12 of 12" in rows["run"]
+    assert "mae, vit_micro_patch8_32" in rows["another"]
+    monkeypatch.setenv("HISTOMAE_HOME", str(tmp_path))
+    assert histomae("runs").out == f"no runs in {tmp_path / 'runs'}\n"
+    complaint(histomae("runs", tmp_path / "nowhere"), "nowhere is no folder")
+
+
+def test_runs_are_compared(trained, another, tmp_path):
+    out = tmp_path / "compared.png"
+    said = histomae("runs", "compare", trained[0], another, "--out", out)
+    assert (said.code, said.err) == (0, "")
+    rows = {line.split("  ")[0]: line.split() for line in said.out.splitlines()}
+    assert rows["seed"][1:] == ["0", "1"]
+    assert rows["epochs"][1:] == ["4", "1"]
+    assert "mask_ratio" not in rows
+    made = str(RunFolder(another).last_event.step)
+    assert rows["steps"][1:] == ["12", "of", "12", made, "of", made]
+    assert said.out.splitlines()[-1] == f"curves: {out}"
+    with Image.open(out) as picture:
+        assert picture.format == "PNG"
+
+
+def test_runs_are_compared_by_name(trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HISTOMAE_HOME", str(tmp_path))
+    for name in ("one", "two"):
+        shutil.copytree(trained[0], tmp_path / "runs" / name)
+    out = ("--out", tmp_path / "c.png")
+    assert histomae("runs", "compare", "one", "two", *out).code == 0
+    complaint(histomae("runs", "compare", "one", "three", *out), "three holds no run")
+    complaint(histomae("runs", "compare", "one", *out), "runs", "Name two")
+    complaint(histomae("runs", "compare", *out), "runs", "Name two")
+    (tmp_path / "runs" / "two" / "config.toml").write_text("epochs = 0")
+    complaint(histomae("runs", "compare", "one", "two", *out), "epochs", "at least 1")
+    complaint(
+        histomae("runs", "compare", "one", "one", "--out", tmp_path / "runs"), "runs"
+    )
+
+
 def test_sample_names_its_files(tmp_path, monkeypatch):
     from histomae.slides import sample
 
@@ -358,7 +401,7 @@ def test_sample_names_its_files(tmp_path, monkeypatch):
 # Exit codes and help ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in cli.COMMANDS)])
+@pytest.mark.parametrize("command", [(), *(tuple(n.split()) for n in cli.COMMANDS)])
 def test_help_teaches(command):
     said = histomae(*command, "--help")
     assert said.code == 0
@@ -367,7 +410,7 @@ def test_help_teaches(command):
     assert ":func:" not in said.out
     assert "METHODS" not in said.out
     if command:
-        assert said.out.startswith(f"usage: histomae {command[0]} ")
+        assert said.out.startswith(f"usage: histomae {' '.join(command)} ")
     else:
         assert all(name in said.out for name in cli.COMMANDS)
 
@@ -393,6 +436,8 @@ def test_version():
         ("predict", "a.svs"),
         ("attend", "a.svs", "--encoder", "x", "--out", "y", "--head", "left"),
         ("doctor", "--cure"),
+        ("runs", "there", "here"),
+        ("runs", "compare", "a", "b", "--to", "c.png"),
     ],
     ids=" ".join,
 )

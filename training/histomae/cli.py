@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TextIO, Union
@@ -45,7 +45,7 @@ from histomae.events import (
     Started,
     Step,
 )
-from histomae.files import new_run_path
+from histomae.files import new_run_path, runs_folder
 
 if TYPE_CHECKING:
     from histomae.infer.encoder import TileEncoder
@@ -430,6 +430,61 @@ class Info:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Runs:
+    """List the runs of a folder: how each stands, how far it came, how good it is.
+
+    The one last active comes first. 'histomae runs compare' puts some side by side.
+
+    $ histomae runs
+    $ histomae runs /shared/runs
+    """
+
+    folder: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[FOLDER]", help_behavior_hint=""),
+    ] = field(default_factory=runs_folder)
+    """Where the runs are; by default where new ones are put."""
+
+    def __call__(self) -> None:
+        """Print the list."""
+        from histomae.evaluate.runs import overview
+
+        say("\n".join(overview(self.folder)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRuns:
+    """Compare runs: settings that differ, figures, and all curves in one picture.
+
+    $ histomae runs compare runs/first runs/second --out compared.png
+    """
+
+    runs: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="RUN RUN [RUN ...]", help_behavior_hint=""),
+    ] = ()
+    """Run folders; or names of runs where new ones are put."""
+    out: File = Path("compared.png")
+    """Where the picture of the curves is written."""
+
+    def __call__(self) -> None:
+        """Print both tables and draw the picture."""
+        from histomae.evaluate.runs import RunReport, compare, draw
+        from histomae.learn.runs import RunFolder
+
+        known = runs_folder()
+        reports = [
+            RunReport.of(RunFolder(path if path.exists() else known / path))
+            for path in self.runs
+        ]
+        say("\n".join(compare(reports)))
+        draw(self.out, reports)
+        say(f"\ncurves: {self.out}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Make the synthetic sample slide, with its regions and nuclei.
 
@@ -478,6 +533,8 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "reconstruct": Reconstruct,
     "attend": Attend,
     "info": Info,
+    "runs": Runs,
+    "runs compare": CompareRuns,
     "sample": Sample,
     "doctor": Doctor,
 }
@@ -517,9 +574,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _command(arguments: list[str]) -> Callable[[], None]:
     """Return the command that the arguments name, with its settings."""
-    name = arguments[0] if arguments else ""
-    if name == "--version":
+    if arguments[:1] == ["--version"]:
         return lambda: say(f"histomae {__version__}")
+    words = 2 if " ".join(arguments[:2]) in COMMANDS else 1
+    name = " ".join(arguments[:words])
     if name not in COMMANDS:
         read = partial(tyro.cli, _any_command(), prog="histomae", description=ABOUT)
     elif name == "pretrain":
@@ -528,7 +586,7 @@ def _command(arguments: list[str]) -> Callable[[], None]:
         read = partial(tyro.cli, COMMANDS[name])
     if name in COMMANDS:
         read = partial(read, prog=f"histomae {name}")
-        arguments = arguments[1:]
+        arguments = arguments[words:]
     command: Callable[[], None] = read(
         args=arguments,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone),

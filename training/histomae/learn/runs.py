@@ -213,7 +213,7 @@ class RunFolder:
             If they cannot be understood.
         """
         try:
-            text = self.config_file.read_text("utf-8")
+            text = self.config_file.read_text("utf-8", "replace")
         except OSError as error:
             raise RunError(
                 f"{self.path} holds no run: config.toml cannot be read "
@@ -561,7 +561,7 @@ def _whole_lines(path: Path, *, tail: int | None = None) -> Iterator[str]:
                 file.readline()  # the rest of a line
             for line in file:
                 if line.endswith(b"\n"):
-                    yield line.decode("utf-8")
+                    yield line.decode("utf-8", "replace")
     except FileNotFoundError:
         return
 
