@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 #: A plot is drawn again no more often than this, ms.
 REDRAW_MS = 500
-#: Points of a curve that are drawn; more cannot be told apart.
-DRAWN_POINTS = 1000
 #: Space between the rows of a dock, and around them, pixels.
 SPACING, MARGIN = 6, 8
 
@@ -342,112 +340,6 @@ class ElidedLabel(QLabel):
     def _elide(self) -> None:
         metrics = self.fontMetrics()
         super().setText(metrics.elidedText(self._full, self._mode, self.width()))
-
-
-class LossPlot(QWidget):
-    """A live curve of losses against steps, in napari's colours.
-
-    Points may be added as fast as they come: the plot is drawn twice a second at most.
-    """
-
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
-        from matplotlib.figure import Figure
-
-        self._figure = Figure(figsize=(2.4, 1.6), layout="constrained")
-        self._canvas = FigureCanvasQTAgg(self._figure)
-        self._axes = self._figure.add_subplot()
-        self._steps: list[int] = []
-        self._losses: list[float] = []
-        self._held_out: list[tuple[int, float]] = []
-        self._timer = QTimer(self)
-        self._timer.setSingleShot(True)
-        self._timer.setInterval(REDRAW_MS)
-        self._timer.timeout.connect(self.redraw)
-        layout = QVBoxLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.addWidget(self._canvas)
-        self.setMinimumSize(120, 110)
-        self.draws = 0
-        self.redraw()
-
-    def add(self, step: int, loss: float) -> None:
-        """Add the loss of one step."""
-        self._steps.append(step)
-        self._losses.append(loss)
-        self._soon()
-
-    def add_held_out(self, step: int, loss: float) -> None:
-        """Add a loss on crops held out of training."""
-        self._held_out.append((step, loss))
-        self._soon()
-
-    def clear(self) -> None:
-        """Forget every point."""
-        self._steps, self._losses, self._held_out = [], [], []
-        self._soon()
-
-    def cut(self, step: int) -> None:
-        """Forget what came after a step: the training went back to it."""
-        kept = sum(known <= step for known in self._steps)
-        self._steps, self._losses = self._steps[:kept], self._losses[:kept]
-        self._held_out = [point for point in self._held_out if point[0] <= step]
-        self._soon()
-
-    @property
-    def points(self) -> int:
-        """Steps it knows."""
-        return len(self._steps)
-
-    def held_out_at(self, step: int) -> float | None:
-        """Return the loss on crops held out of training at a step, if it is known."""
-        return dict(self._held_out).get(step)
-
-    def redraw(self) -> None:
-        """Draw now."""
-        self._timer.stop()
-        theme = theme_of(self)
-        ink, ground = theme.text.as_hex(), theme.background.as_hex()
-        axes = self._axes
-        axes.clear()
-        self._figure.set_facecolor(ground)
-        axes.set_facecolor(ground)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        axes.tick_params(colors=ink, labelsize=7, length=2)
-        axes.grid(True, color=theme.foreground.as_hex(), linewidth=0.6)
-        axes.set_axisbelow(True)
-        every = max(1, len(self._steps) // DRAWN_POINTS)
-        axes.plot(self._steps[::every], self._losses[::every], color=CURVE, linewidth=1)
-        if self._held_out:
-            steps, losses = zip(*self._held_out, strict=True)
-            axes.plot(steps, losses, "o", color=WARN, markersize=3, label="held out")
-            axes.legend(
-                fontsize=7,
-                labelcolor=ink,
-                frameon=False,
-                loc="upper right",
-                handletextpad=0.1,
-                borderpad=0,
-            )
-        if self._steps or self._held_out:
-            axes.set_title("loss", fontsize=8, color=ink, loc="left", pad=3)
-        else:
-            axes.set_axis_off()
-        self._canvas.draw()
-        self.draws += 1
-
-    def changeEvent(self, event: QEvent) -> None:
-        """Follow the theme."""
-        super().changeEvent(event)
-        if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange):
-            self._soon()
-
-    def _soon(self) -> None:
-        timer = getattr(self, "_timer", None)
-        if timer is not None and not timer.isActive():
-            timer.start()
 
 
 class Picture(QLabel):

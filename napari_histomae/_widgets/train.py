@@ -34,7 +34,6 @@ from histomae.events import (
     Event,
     Failed,
     Finished,
-    HeldOut,
     Note,
     Preview,
     Progress,
@@ -52,7 +51,6 @@ from napari_histomae._widgets.common import (
     ElidedBox,
     ElidedLabel,
     FieldMark,
-    LossPlot,
     MoreSettings,
     Sheet,
     StateLine,
@@ -63,6 +61,7 @@ from napari_histomae._widgets.common import (
     mute,
     why_disabled,
 )
+from napari_histomae._widgets.curve_plot import CurvePlot
 from napari_histomae._widgets.runs_box import (
     RESUMABLE,
     STATE_WORDS,
@@ -115,6 +114,7 @@ class TrainDock(QWidget):
         super().__init__()
         self._session = Session.of(viewer)
         self._run: RunFolder | None = None
+        self._begun: set[Path] = set()
         self._job: Job | None = None
         self._news: Step | None = None
         self._asked = self._saved = self._is_shut = False
@@ -171,7 +171,7 @@ class TrainDock(QWidget):
         self.discard_button = QPushButton("Discard…")
         self.discard_button.setToolTip("End the training and throw away its model")
         self.why = FieldMark()
-        self.plot = LossPlot()
+        self.plot = CurvePlot()
         self.preview = Sheet(("tile", "masked", "re-drawn"))
         self.preview.setToolTip(
             "What the network sees of three tiles, and how it redraws what is hidden"
@@ -252,7 +252,7 @@ class TrainDock(QWidget):
         layout.addWidget(self.state)
 
     def _pictures(self) -> QWidget:
-        """Return the loss curve beside what the network sees now."""
+        """Return a curve beside what the network sees now."""
         both = beside(self.plot, self.preview)
         both.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         both.setMinimumHeight(110)
@@ -481,28 +481,29 @@ class TrainDock(QWidget):
         from histomae.learn.supervise import supervise
 
         config, run = self.config(), RunFolder(self.run_path)
-        self._follow(run, lambda: supervise(config, run), mine=True)
+        self._begun.add(run.path)
+        self._follow(run, lambda: supervise(config, run))
 
     def _on_resume(self) -> None:
         run = self.runs.run
         if run is not None:
-            self._follow(run, lambda: resumed(run), mine=True)
+            self._begun.add(run.path)
+            self._follow(run, lambda: resumed(run))
 
     def _on_attach(self) -> None:
         from histomae.learn.supervise import follow
 
         run = self.runs.run
         if run is not None:
-            self._follow(run, lambda: follow(run), mine=False)
+            self._follow(run, lambda: follow(run))
 
     def _follow(
-        self,
-        run: RunFolder,
-        make: Callable[[], Generator[Event, None, Any]],
-        *,
-        mine: bool,
+        self, run: RunFolder, make: Callable[[], Generator[Event, None, Any]]
     ) -> None:
-        """Show a run from its beginning until it ends."""
+        """Show a run from its beginning until it ends.
+
+        A closing window asks what becomes of it only if it was begun here.
+        """
         if self._job is not None:
             self._job.silence()  # the training itself goes on
             self._job.cancel()
@@ -521,26 +522,23 @@ class TrainDock(QWidget):
             on_failed=self._on_follow_failed,
             on_cancelled=self._refresh_buttons,
         )
-        if mine:
+        if run.path in self._begun:
             self._job.before_close = self._may_close
         self._refresh_buttons()
 
     def _on_event(self, event: Event) -> None:
+        self.plot.add(event)
         match event:
             case Started():
-                self.plot.cut(event.step)
                 self.state.working(
                     f"{count(event.crops, 'crop')} for training, "
                     f"{event.held_out_crops} held out · {event.device}"
                 )
                 self._saved = True
             case Step():
-                self.plot.add(event.step, event.loss)
                 self._news = event  # said a few times a second, not at each step
                 if not self._tick.isActive():
                     self._tick.start()
-            case HeldOut():
-                self.plot.add_held_out(event.step, event.loss)
             case Progress():
                 self.state.working(
                     f"{event.what}: {event.done} of {event.total}",

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from napari.settings import get_settings
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QDockWidget, QMainWindow, QPushButton, QWidget
 
@@ -11,7 +10,6 @@ from napari_histomae._widgets.common import (
     ElidedBox,
     ElidedLabel,
     FieldMark,
-    LossPlot,
     MoreSettings,
     PictureStrip,
     StateLine,
@@ -112,37 +110,6 @@ def test_a_long_choice_ends_in_dots(qtbot):
     assert box.drawn_text.startswith("her2") and box.drawn_text.endswith("600")
     assert box.fontMetrics().horizontalAdvance(box.drawn_text) < 150
     box.grab()  # it can be painted
-
-
-def test_the_loss_curve_draws_twice_a_second_at_most(qtbot):
-    plot = LossPlot()
-    qtbot.addWidget(plot)
-    plot.show()
-    qtbot.wait(20)
-    before = plot.draws
-    for step in range(400):
-        plot.add(step, 1 / (step + 1))
-        qtbot.wait(1)
-    plot.add_held_out(400, 0.5)
-    assert plot.points == 400
-    qtbot.waitUntil(lambda: plot.draws > before, timeout=2000)
-    assert plot.draws - before <= 3
-    plot.clear()
-    assert plot.points == 0
-
-
-def test_the_loss_curve_follows_the_theme(qtbot, make_napari_viewer):
-    viewer = make_napari_viewer()
-    plot = LossPlot()
-    viewer.window.add_dock_widget(plot)
-    colours = []
-    for theme in ("dark", "light"):
-        get_settings().appearance.theme = theme
-        viewer.theme = theme
-        qtbot.wait(600)
-        colours.append(plot._figure.get_facecolor())
-    assert sum(colours[0][:3]) < 1
-    assert sum(colours[1][:3]) > 2
 
 
 def test_pictures_side_by_side(qtbot):

@@ -1,7 +1,9 @@
 """The Train dock, used as a person does, with a trainer that only pretends."""
 
+import json
 import sys
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,10 +12,10 @@ from qtpy.QtCore import QMimeData, QUrl
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
 from histomae.config import METHODS, load_recipe, recipe_names
-from histomae.events import Finished, Saved, Started, Step
+from histomae.events import Finished, HeldOut, Preview, Saved, Started, Step
 from histomae.files import runs_folder
 from histomae.learn import supervise
-from histomae.learn.runs import RunFolder
+from histomae.learn.runs import Owner, RunFolder
 from napari_histomae._session import Session
 from napari_histomae._widgets import train
 from napari_histomae._widgets.train import TrainDock
@@ -86,6 +88,34 @@ def ready(dock, viewer, slide_path, qtbot):
     Session.of(viewer).open_paths([slide_path])
     qtbot.waitUntil(lambda: dock.slides.survey.tiles is not None, timeout=20000)
     return dock
+
+
+@pytest.fixture
+def abroad(tmp_path):
+    """A run on a shared disk, in the middle of its training on another computer."""
+    run = RunFolder(tmp_path / "shared" / "abroad")
+    run.create(load_recipe("quick"))
+    owner = Owner(1, 1.0, "another-computer", "ada", time.time())
+    run.lock_file.write_text(json.dumps(asdict(owner)))
+    run.previews.mkdir()
+    Image.fromarray(np.zeros((30, 30, 3), np.uint8)).save(run.previews / "a.png")
+    run.append(Started("mae", 0, 100, 90, 10, 1000, "cpu", "f32", 0.5))
+    run.append(HeldOut(0, 1.5))
+    for number in range(1, 41):
+        run.append(one_step(number))
+    run.append(Preview(40, "previews/a.png"))
+    return run
+
+
+def one_step(number, **logged):
+    return Step(number, 100, number / 9, 1 / number, 1e-4, 1.0, 31.0, 240.0, logged)
+
+
+def choose_another(dock, run, monkeypatch):
+    """Choose a run's folder by *Another folder…*."""
+    monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *a: str(run.path))
+    dock.runs.setCurrentIndex(dock.runs.count() - 1)
+    dock.runs.activated.emit(dock.runs.currentIndex())
 
 
 def finish(dock, qtbot, timeout=20000):
@@ -377,7 +407,7 @@ class TestTraining:
             for step in range(1, 3001):
                 one = Step(step, 3000, step / 9, 1 / step, 1e-4, 1.0, 31.0, 4.0)
                 file.write(one.to_json() + "\n")
-        run.append(train.Preview(3000, "previews/a.png"))
+        run.append(Preview(3000, "previews/a.png"))
         run.append(Saved(3000, "checkpoints/last.safetensors"))
         run.append(Finished(3000, "done"))
         dock._refresh_runs()
@@ -395,17 +425,69 @@ class TestTraining:
     def test_any_folder_can_be_attached_to(self, dock, tmp_path, monkeypatch):
         run = RunFolder(tmp_path / "elsewhere")
         run.create(load_recipe("quick"))
-        monkeypatch.setattr(
-            QFileDialog, "getExistingDirectory", lambda *a: str(run.path)
-        )
-        dock.runs.setCurrentIndex(dock.runs.count() - 1)
-        dock.runs.activated.emit(dock.runs.currentIndex())
+        choose_another(dock, run, monkeypatch)
         assert dock.runs.run.path == run.path
         assert dock.attach_button.isEnabled()
         monkeypatch.setattr(QFileDialog, "getExistingDirectory", lambda *a: "")
         dock.runs.setCurrentIndex(dock.runs.count() - 1)
         dock.runs.activated.emit(dock.runs.currentIndex())
         assert dock.runs.run.path == run.path
+
+    def test_a_run_on_another_computer_is_shown_live(
+        self, dock, abroad, qtbot, monkeypatch
+    ):
+        choose_another(dock, abroad, monkeypatch)
+        assert dock.runs.currentText() == "abroad · running"
+        assert not dock.resume_button.isEnabled()
+        dock.attach_button.click()
+        qtbot.waitUntil(lambda: dock.plot.points == 40, timeout=20000)
+        assert dock.plot.held_out_at(0) == 1.5
+        assert dock.preview.has_picture
+        qtbot.waitUntil(lambda: "step 40 of 100" in dock.state.text, timeout=5000)
+        assert "31 img/s · about 4 min left" in dock.state.text
+
+        abroad.append(one_step(41, teacher_entropy=2.5))
+        qtbot.waitUntil(lambda: dock.plot.points == 41, timeout=5000)
+        qtbot.waitUntil(lambda: "step 41 of 100" in dock.state.text, timeout=5000)
+        assert "teacher_entropy" in dock.plot.figures
+        dock.stop_button.click()
+        assert abroad.requested() == "stop"
+        abroad.append(Finished(41, "stopped"))
+        abroad.lock_file.unlink()
+        finish(dock, qtbot)
+        assert dock.state.text.startswith("Stopped and kept after 41 steps.")
+
+    def test_what_was_only_watched_is_left_without_a_question(
+        self, dock, viewer, abroad, qtbot, monkeypatch
+    ):
+        asked = []
+        monkeypatch.setattr(QMessageBox, "exec_", asked.append)
+        choose_another(dock, abroad, monkeypatch)
+        dock.attach_button.click()
+        qtbot.waitUntil(lambda: dock.plot.points == 40, timeout=20000)
+        viewer.close()
+        assert asked == []
+        assert not dock.running
+        assert abroad.state == "running"
+        assert abroad.requested() is None
+
+    def test_what_was_begun_here_is_asked_for_again_after_another_was_watched(
+        self, ready, abroad, pretender, qtbot, monkeypatch
+    ):
+        pretender(2000)
+        ready.start_button.click()
+        qtbot.waitUntil(lambda: ready.plot.points > 2, timeout=20000)
+        mine = ready._run
+        choose_another(ready, abroad, monkeypatch)
+        ready.attach_button.click()
+        qtbot.waitUntil(lambda: ready.plot.points == 40, timeout=20000)
+        assert ready._job.before_close is None
+        ready.runs.choose(mine)
+        ready._refresh_buttons()
+        ready.attach_button.click()
+        assert ready._job.before_close is not None
+        mine.request("stop")
+        finish(ready, qtbot)
 
     def test_a_model_of_an_earlier_run_is_used(self, dock, qtbot):
         run = RunFolder(runs_folder() / "earlier")

@@ -212,6 +212,13 @@ def test_a_follower_reads_what_is_new_once(run):
     assert reader.read() == [step(3)]
 
 
+def test_what_is_no_text_is_named(run):
+    run.events_file.write_bytes(b"\xff\xfe\x00nonsense\n")
+    for read in (EventReader(run).read, lambda: list(run.events()), lambda: run.state):
+        with pytest.raises(RunError, match="Not an event of this version"):
+            read()
+
+
 def test_a_follower_survives_cutting_back(run):
     reader = EventReader(run)
     for number in (1, 2, 3):

@@ -491,7 +491,7 @@ class EventReader:
     def _take(self, data: bytes) -> list[Event]:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        lines = whole.decode("utf-8").split("\n")[:-1]
+        lines = whole.decode("utf-8", "replace").split("\n")[:-1]
         self._seen += [hash(line) for line in lines]
         return [event_from_json(line) for line in lines]
 
