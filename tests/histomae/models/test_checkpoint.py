@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -338,14 +339,26 @@ import os
 from pathlib import Path
 from histomae.models import tensor_files
 
-def half_then_death(path, data):
-    with path.open("wb") as file:
-        file.write(data[: len(data) // 2])
-    os._exit(9)
+class Half:
+    def __init__(self, file):
+        self.file = file
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, data):
+        self.file.write(data)
+        if self.file.tell() > {len(before) // 2}:
+            self.file.flush()
+            os._exit(9)
+
+opened = Path.open
 file = tensor_files.open_tensor_file({str(checkpoint_path)!r})
 tensors = file.read()
-Path.write_bytes = half_then_death
+Path.open = lambda path, mode: Half(opened(path, mode))
 tensors["norm.bias"] += 1
 tensor_files.write_tensor_file(file.path, tensors, metadata=file.metadata)
 """
@@ -364,10 +377,13 @@ tensor_files.write_tensor_file(file.path, tensors, metadata=file.metadata)
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, model, header, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() > 1000:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "open", lambda path, mode: Full(path, mode))
     with pytest.raises(OSError, match="No space"):
         save_checkpoint(tmp_path / "new", header, checkpoint_tensors(model))
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import safetensors.torch
 import torch
 
 from histomae.errors import CheckpointError
@@ -35,6 +36,30 @@ def test_tensors_come_back(tmp_path, tensors):
     for name, tensor in tensors.items():
         assert torch.equal(found[name], tensor), name
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_other_programs_read_it(tmp_path, tensors):
+    path = tmp_path / "file.safetensors"
+    write_tensor_file(path, tensors, metadata={"who": "me"})
+
+    found = safetensors.torch.load_file(path)
+
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(found[name], tensor), name
+    with safetensors.safe_open(path, "pt") as file:
+        assert file.metadata() == {"who": "me"}
+
+
+def test_each_tensor_begins_at_a_multiple_of_its_numbers_size(tmp_path, tensors):
+    path = tmp_path / "file.safetensors"
+    write_tensor_file(path, tensors, metadata={})
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    for name, spec in json.loads(raw[8 : 8 + length]).items():
+        if name != "__metadata__":
+            begin = 8 + length + spec["data_offsets"][0]
+            assert begin % tensors[name].itemsize == 0, name
 
 
 def test_the_umask_decides_who_may_read(tmp_path, tensors):

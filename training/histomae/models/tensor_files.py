@@ -45,6 +45,7 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 GET_AGAIN = "Copy or download the file again."
 
 
@@ -118,13 +119,31 @@ def write_tensor_file(
     *,
     metadata: dict[str, str],
 ) -> None:
-    """Write tensors beside ``path`` and rename: readers see the old file or the new."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    # Not save_file: it has a temporary file of its own, which outlives a kill, and is
-    # readable by nobody else.
-    data = safetensors.torch.save(plain, metadata)
-    with write_beside(Path(path)) as beside:
-        beside.write_bytes(data)
+    """Write tensors beside ``path`` and rename: readers see the old file or the new.
+
+    One after the other, so that no second copy of them all is made where memory may be
+    short.
+    """
+    # Not safetensors' save_file: it has a temporary file of its own, which outlives a
+    # kill, and is readable by nobody else. The widest numbers come first: then each
+    # tensor begins at a multiple of its numbers' size.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + tensor.nbytes
+        header[name] = {
+            "dtype": NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with write_beside(Path(path)) as beside, beside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            plain = tensor.detach().cpu().contiguous().flatten()
+            file.write(plain.view(torch.uint8).numpy().data)
 
 
 def open_tensor_file(path: str | os.PathLike[str]) -> TensorFile:
