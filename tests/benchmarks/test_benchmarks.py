@@ -103,3 +103,20 @@ class TestResumeExact:
         found = figures(process)
         assert found["of them with other weights"]["value"] == 1
         assert found["of them with other losses"]["value"] == 1
+
+
+class TestFaults:
+    def test_what_was_promised_is_kept(self):
+        process = start("faults.py", "--json", "--goal-idle-s", "20")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["cases run"]["value"] + found["cases skipped"]["value"] == 5
+        assert found["promises looked at"]["value"] > 20
+        assert found["from stop to idle, longest"]["value"] > 0
+
+    def test_each_planted_defect_breaks_a_promise(self):
+        process = start("faults.py", "--json", "--plant", "--goal-idle-s", "1")
+        assert process.returncode == 1, process.stderr
+        found = figures(process)
+        broken = found["cases with a broken promise"]["value"]
+        assert broken == found["cases run"]["value"] >= 4

@@ -14,8 +14,6 @@ for 150 ms four times a second.
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,9 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 from figures import Figure, load, options, report, say
-from trainers import make_slide
+from trainers import end_trainers, make_slide, watch_over
 
 if TYPE_CHECKING:
     import argparse
@@ -178,43 +175,6 @@ def pan_of(viewer: Viewer) -> Callable[[], None]:
         eye.center = (*front, y, x + to * PAN_PX / eye.zoom)
 
     return pan
-
-
-# ---- no training is left behind
-
-
-def end_trainers(folder: str) -> None:
-    """End every process that trains in a folder of ours."""
-    inside = folder + os.sep
-    for process in psutil.process_iter():
-        try:
-            if any(word.startswith(inside) for word in process.cmdline()):
-                process.kill()
-        except psutil.Error:  # it went by itself, or is not ours
-            continue
-
-
-def watch_over(folder: str) -> subprocess.Popen[bytes]:
-    """Start a process that cleans up when this one ends, however it ends.
-
-    A trainer outlives its window, which is what a user wants and a benchmark does not.
-    """
-    command = (
-        "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); "
-        "from event_loop import clean_up; clean_up(sys.argv[2])"
-    )
-    here = str(Path(__file__).parent)
-    return subprocess.Popen(
-        [sys.executable, "-c", command, here, folder],
-        stdin=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def clean_up(folder: str) -> None:
-    """End our trainers and remove their folder."""
-    end_trainers(folder)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def run(folder: Path, slide: Path, args: argparse.Namespace) -> list[Figure]:

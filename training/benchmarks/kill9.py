@@ -20,10 +20,11 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from figures import Figure, load, options, report, say
+from spoil import torn_checkpoints
 from trainers import SMALL, Trainers, begin, kill, make_slide
 
 from histomae.errors import HistomaeError
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 #: A kill falls within so many seconds of the first new step.
 WITHIN_S = 0.4
 #: Longest wait for a process to make a step, or a save, s.
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @dataclass
@@ -80,14 +81,15 @@ def saved_step(run: RunFolder) -> int:
     return load_checkpoint(run.last).header.step if run.last.exists() else 0
 
 
-def start(
-    run: RunFolder, trainers: Trainers, plant: str = ""
-) -> tuple[BaseProcess, bool]:
+def start(run: RunFolder, trainers: Trainers, **how: Any) -> tuple[BaseProcess, bool]:
     """Start a training; return its process, and whether it has made a step."""
     said, going = multiprocessing.Pipe(duplex=False)
-    process = trainers.start(run, plant=plant, going=going)
+    process = trainers.start(run, going=going, **how)
     going.close()
-    goes_on = said.poll(PATIENCE_S) and process.is_alive()
+    try:
+        goes_on = said.poll(PATIENCE_S) and bool(said.recv())
+    except EOFError:  # it ended without a step
+        goes_on = False
     said.close()
     return process, goes_on
 
@@ -104,10 +106,10 @@ def wait_for_save(run: RunFolder, process: BaseProcess, delay_s: float) -> None:
 def measure(run: RunFolder, args: argparse.Namespace) -> Findings:
     """Kill and go on."""
     random, trainers, found = np.random.default_rng(args.seed), Trainers(), Findings()
-    plant = "torn" if args.plant else ""
+    spoil = (torn_checkpoints,) if args.plant else ()
     inside = set(random.permutation(args.count)[: args.inside].tolist())
     for number in range(args.count):
-        process, goes_on = start(run, trainers, plant)
+        process, goes_on = start(run, trainers, spoil=spoil)
         if not goes_on:
             found.stuck += 1
             kill(process)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from figures import Figure, load, options, report, say
+from spoil import restless_masks
 from trainers import SMALL, Trainers, begin, kill, make_slide
 
 from histomae.events import HeldOut, Step
@@ -29,6 +30,8 @@ from histomae.models.checkpoint import load_checkpoint
 
 if TYPE_CHECKING:
     import argparse
+
+    from trainers import Spoil
 
     from histomae.config import PretrainConfig
     from histomae.learn.runs import RunFolder
@@ -84,11 +87,11 @@ def result_of(run: RunFolder) -> Result:
 
 
 def trained(
-    folder: Path, config: PretrainConfig, trainers: Trainers, *, plant: str
+    folder: Path, config: PretrainConfig, trainers: Trainers, *, spoil: Spoil = ()
 ) -> Result:
     """Train without a break."""
     run = begin(folder, config)
-    process = trainers.start(run, plant=plant)
+    process = trainers.start(run, spoil=spoil)
     process.join(PATIENCE_S)
     kill(process)
     return result_of(run)
@@ -100,12 +103,12 @@ def killed(
     trainers: Trainers,
     at_steps: list[int],
     *,
-    plant: str,
+    spoil: Spoil = (),
 ) -> Result:
     """Train, and be killed after each of these steps; then go on to the end."""
     run = begin(folder, config)
     for step in at_steps:
-        process = trainers.start(run, plant=plant)
+        process = trainers.start(run, spoil=spoil)
         until = time.monotonic() + PATIENCE_S
         while process.is_alive() and time.monotonic() < until:
             event = run.last_event
@@ -113,7 +116,7 @@ def killed(
                 break
             time.sleep(0.001)
         kill(process)
-    process = trainers.start(run, plant=plant)
+    process = trainers.start(run, spoil=spoil)
     process.join(PATIENCE_S)
     kill(process)
     return result_of(run)
@@ -123,7 +126,7 @@ def measure(folder: Path, args: argparse.Namespace) -> Findings:
     """Compare every precision and number of readers."""
     slide, found, trainers = make_slide(folder / "a.tiff"), Findings(), Trainers()
     random = np.random.default_rng(args.seed)
-    plant = "restless" if args.plant else ""
+    spoil = (restless_masks,) if args.plant else ()
     precisions, readers, epochs = PRECISIONS, READERS, 12
     if args.quick:
         precisions, readers, epochs = PRECISIONS[:1], READERS[1:2], 4
@@ -135,14 +138,14 @@ def measure(folder: Path, args: argparse.Namespace) -> Findings:
             say(name)
             here = folder / f"{precision}-{number}"
             one = replace(config, precision=precision, readers=number)
-            whole = trained(here / "whole", one, trainers, plant=plant)
+            whole = trained(here / "whole", one, trainers, spoil=spoil)
             last = int(whole.numbers[-1][0])
             moments = sorted(random.integers(1, last, args.count).tolist())
-            resumed = killed(here / "resumed", one, trainers, moments, plant=plant)
+            resumed = killed(here / "resumed", one, trainers, moments, spoil=spoil)
             found.kills += len(moments)
             found.compare(f"{name}, resumed", whole, resumed)
             if first is None:
-                again = trained(here / "again", one, trainers, plant=plant)
+                again = trained(here / "again", one, trainers, spoil=spoil)
                 found.compare(f"{name}, again", whole, again)
                 first = whole
             else:

@@ -9,24 +9,31 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import psutil
 import tifffile
 
 from histomae.config import PretrainConfig
 from histomae.events import Step
-from histomae.learn import methods, pretrain
+from histomae.learn import pretrain
 from histomae.learn.runs import RunFolder
-from histomae.models import tensor_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
-Array = np.ndarray[Any, Any]
+    #: Called in the process of a training before it begins: see :mod:`spoil`.
+    Spoil = Sequence[Callable[[], None]]
+
+#: What a training imports only when it begins, which takes longer than its steps.
+IMPORTED_LATE = ("lightning_fabric", "pandas", "PIL.Image")
 #: Steps of some ten milliseconds.
 SMALL = PretrainConfig(
     encoder="vit_micro",
@@ -37,6 +44,8 @@ SMALL = PretrainConfig(
     decoder_heads=2,
     crops_per_slide=40,
     batch_size=8,
+    micro_batch=8,  # not timed: runs are compared
+    precision="f32",
     warmup_epochs=0,
     save_every=3,
     preview_every=10**9,
@@ -86,56 +95,41 @@ class Trainers:
         paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(paths)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["trainers"])
+        self._context.set_forkserver_preload(["trainers", *IMPORTED_LATE])
 
     def start(
         self,
         run: RunFolder,
         *,
-        plant: str = "",
+        spoil: Spoil = (),
         going: Connection | None = None,
     ) -> BaseProcess:
         """Begin, or go on with, the training of a run folder.
 
         ``going`` is the sending end of a pipe: it gets a word after the first step.
-        ``plant`` is a defect to put in: "torn" checkpoints, written in place; or
-        "restless" masks, drawn from a generator that begins anew with the process.
         """
-        process = self._context.Process(target=train, args=(run.path, plant, going))
+        process = self._context.Process(target=train, args=(run.path, spoil, going))
         process.start()
         return process
 
 
-def train(folder: Path, plant: str, going: Connection | None) -> None:
-    """Train to the end of the plan, or until somebody ends this process."""
+def train(folder: Path, spoil: Spoil, going: Connection | None) -> None:
+    """Train to the end of the plan, or until somebody ends this process.
+
+    It ends with the fork server, which ends with whoever started it.
+    """
     import torch
 
+    server = os.getppid()
     torch.set_num_threads(1)
-    if plant == "torn":
-        tensor_files.write_beside = write_in_place
-    if plant == "restless":
-        methods.mask_noise = restless_masks()
+    for put_in in spoil:
+        put_in()
     for event in pretrain.run_in(RunFolder(folder)):
         if going is not None and isinstance(event, Step):
             going.send(event.step)
             going = None
-
-
-def restless_masks() -> Callable[..., Array]:
-    """Return a stand-in for ``mask_noise`` that remembers what it drew before."""
-    generator = np.random.default_rng(0)
-
-    def draw(_seed: int, _epoch: int, indices: Array, *, patches: int, **_: Any) -> Any:
-        return generator.random((len(indices), patches), np.float32)
-
-    return draw
-
-
-@contextlib.contextmanager
-def write_in_place(path: Path) -> Iterator[Path]:
-    """Write as is often done: over the old file, with none beside it."""
-    path.parent.mkdir(exist_ok=True)
-    yield path
+        if os.getppid() != server:
+            break
 
 
 def kill(process: BaseProcess) -> None:
@@ -143,3 +137,43 @@ def kill(process: BaseProcess) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.kill()
     process.join()
+
+
+def end_trainers(folder: str) -> None:
+    """End every process that trains in a folder of ours."""
+    for process in trainers_in(folder):
+        with contextlib.suppress(psutil.Error):  # it went by itself
+            process.kill()
+
+
+def trainers_in(folder: str) -> list[psutil.Process]:
+    """Return the processes that name something in a folder."""
+    found, inside = [], folder + os.sep
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # it went, or is not ours
+            if any(word.startswith(inside) for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def watch_over(folder: str) -> subprocess.Popen[bytes]:
+    """Start a process that cleans up when this one ends, however it ends.
+
+    A trainer outlives its window, which is what a user wants and a benchmark does not.
+    """
+    command = (
+        "import sys; sys.stdin.read(); sys.path.insert(0, sys.argv[1]); "
+        "from trainers import clean_up; clean_up(sys.argv[2])"
+    )
+    here = str(Path(__file__).parent)
+    return subprocess.Popen(
+        [sys.executable, "-c", command, here, folder],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def clean_up(folder: str) -> None:
+    """End our trainers and remove their folder."""
+    end_trainers(folder)
+    shutil.rmtree(folder, ignore_errors=True)
