@@ -38,7 +38,7 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
     from napari.utils.notifications import show_error
 
     from histomae.errors import SlideError
-    from histomae.slides.slide import find_slides
+    from histomae.slides.find import find_slides
 
     layers: list[LayerData] = []
     for given in _paths(path):
@@ -97,7 +97,7 @@ def _ask_mpp(slide: Slide) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    from histomae.slides.slide import is_slide
+    from histomae.slides.find import is_slide
 
     try:
         if path.is_dir():

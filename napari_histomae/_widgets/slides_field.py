@@ -17,14 +17,9 @@ from qtpy.QtWidgets import (
 
 from histomae.errors import HistomaeError, SlideError
 from histomae.events import Event, Progress
+from histomae.slides.find import SHARED_SUFFIXES, SLIDE_SUFFIXES, find_slides
 from histomae.slides.grid import TileGrid, TileSpec
-from histomae.slides.slide import (
-    SHARED_SUFFIXES,
-    SLIDE_SUFFIXES,
-    Slide,
-    default_mpp,
-    find_slides,
-)
+from histomae.slides.slide import Slide, default_mpp
 from histomae.slides.tissue import TissueMask, tissue_cells, tissue_mask
 from napari_histomae._jobs import Job, describe, start_job
 from napari_histomae._widgets.common import (

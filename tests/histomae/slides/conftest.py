@@ -80,7 +80,7 @@ def stand_in(tmp_path, monkeypatch):
             handle.opened += 1
             return handle
 
-        monkeypatch.setattr("histomae.slides.slide._open_handle", open_handle)
+        monkeypatch.setattr("histomae.slides.oracle._open_handle", open_handle)
         return Slide.open(path), handle
 
     return make

@@ -1,0 +1,268 @@
+"""OpenSlide's view of one file: every format, and the measure of every other reader.
+
+OpenSlide latches errors: after one, a handle gives nothing any more. It is then let go
+and the next read opens another. At most ``MOST_OPEN`` handles are open at once, those
+not used for longest are closed first; all share one cache of ``CACHE_BYTES``. A forked
+process opens handles of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import openslide
+from PIL import ImageCms
+
+from histomae.errors import SlideError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+MOST_OPEN = 64
+CACHE_BYTES = 32 << 20
+#: OpenSlide moves pixels by fractions in steps of 1/256; less than half is nothing.
+LEAST_SHIFT = 1 / 512
+#: Pixels read beyond each side where a fraction must be undone.
+SHIFT_MARGIN_PX = 8
+#: Side of the tiles of a level whose file names none.
+DEFAULT_TILE_PX = 512
+
+
+class Oracle:
+    """One file as OpenSlide reads it. Levels are numbers, 0 is finest.
+
+    Attributes
+    ----------
+    properties
+        What the file says of itself, as OpenSlide names it.
+    level_sizes
+        (width, height) of each level, pixels.
+    tile_sizes
+        (width, height) of the tiles in which each level is stored, pixels.
+
+    Raises
+    ------
+    SlideError
+        If the file is missing, no slide, or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock, self._process = threading.Lock(), os.getpid()
+        self._handle: openslide.OpenSlide | None = None
+        handle = self._healthy_handle()
+        self.properties = dict(handle.properties)
+        self.level_sizes: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
+        self._downsamples = tuple(handle.level_downsamples)
+        self.tile_sizes = tuple(
+            _tile_size(self.properties, level) for level in range(len(self.level_sizes))
+        )
+
+    @property
+    def background_rgb(self) -> tuple[int, int, int]:
+        """Colour of unscanned glass: the file's own, else white."""
+        code = self.properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
+        try:
+            red, green, blue = bytes.fromhex(code.lstrip("#"))
+        except ValueError:
+            return 255, 255, 255
+        return red, green, blue
+
+    def colour_profile(self) -> bytes | None:
+        """Return the ICC profile in the file, if any."""
+        handle = self._healthy_handle()
+        try:
+            profile = handle.color_profile
+        except ImageCms.PyCMSError:  # damaged: the pixels are shown as they are
+            return None
+        return None if profile is None else profile.tobytes()
+
+    # ---- its pixels
+
+    def read(self, level: int, start: tuple[int, int], size: tuple[int, int]) -> Pixels:
+        """Read stored pixels that lie within a level.
+
+        OpenSlide takes whole level-0 pixels and divides them by a mean downsample, such
+        as 2.0001 where the true factor is 2 and does not divide the size. It then lands
+        between the level's pixels and mixes neighbours; that is undone here, to within
+        a few grey values. See :meth:`is_exact`.
+
+        Parameters
+        ----------
+        start, size
+            (x, y) and (width, height), pixels of the level.
+
+        Returns
+        -------
+        uint8 (height, width, 3), RGB.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read there.
+        """
+        downsample = self._downsamples[level]
+        if self.is_exact(level, start):
+            return self._decode(level, start, size)
+        first = (max(0, start[0] - SHIFT_MARGIN_PX), max(0, start[1] - SHIFT_MARGIN_PX))
+        before = (start[0] - first[0], start[1] - first[1])
+        wide, high = (
+            n + b + SHIFT_MARGIN_PX for n, b in zip(size, before, strict=True)
+        )
+        mixed = self._decode(level, first, (wide, high)).astype(np.float32)
+        mixed = unmixed(mixed, _shift(first[0], downsample), axis=1)
+        mixed = unmixed(mixed, _shift(first[1], downsample), axis=0)
+        kept = mixed[before[1] :, before[0] :][: size[1], : size[0]]
+        return np.rint(kept).clip(0, 255).astype(np.uint8)
+
+    def is_exact(self, level: int, start: tuple[int, int]) -> bool:
+        """Tell whether a read from ``start`` gives the stored pixels to the bit."""
+        return not any(_shift(s, self._downsamples[level]) for s in start)
+
+    def _decode(
+        self, level: int, start: tuple[int, int], size: tuple[int, int]
+    ) -> Pixels:
+        """Return what OpenSlide makes of a place, laid on the background."""
+        downsample = self._downsamples[level]
+        location = (round(start[0] * downsample), round(start[1] * downsample))
+        try:
+            rgba = self._healthy_handle().read_region(location, level, size)
+        except openslide.OpenSlideError as error:
+            self.close()
+            raise SlideError(
+                f"{self.path.name} cannot be read at x {location[0]}, y {location[1]} "
+                f"({error}). The file may be damaged, moved or cut short: check it, or "
+                "copy it again."
+            ) from error
+        return flatten(np.asarray(rgba), self.background_rgb)
+
+    # ---- its handle
+
+    def _healthy_handle(self) -> openslide.OpenSlide:
+        if self._process != os.getpid():
+            self._leave_to_parent()
+        with self._lock:
+            if self._handle is None:
+                self._handle = _open_handle(self.path)
+            handle = self._handle
+        _used(self)
+        return handle
+
+    def _leave_to_parent(self) -> None:
+        # Its locks may be held by a thread that does not exist here: never touched.
+        _INHERITED.append(self._handle)
+        self._handle = None
+        self._lock, self._process = threading.Lock(), os.getpid()
+
+    def close(self) -> None:
+        """Let the handle go; a later read opens another."""
+        # Another thread may still be reading: the handle closes when it is let go.
+        if self._process != os.getpid():
+            self._leave_to_parent()
+        with self._lock:
+            self._handle = None
+
+
+#: The oracles whose handle is open, the least recently used first.
+_OPEN: OrderedDict[weakref.ref[Oracle], None] = OrderedDict()
+#: Handles of the parent process.
+_INHERITED: list[openslide.OpenSlide | None] = []
+#: The process, and the cache of decoded tiles that its handles share.
+_CACHE: list[tuple[int, openslide.OpenSlideCache]] = []
+
+
+def _used(oracle: Oracle) -> None:
+    """Note that an oracle's handle was used; close the one that was not for longest."""
+    key = weakref.ref(oracle, lambda gone: _OPEN.pop(gone, None))
+    _OPEN.pop(key, None)
+    _OPEN[key] = None
+    while len(_OPEN) > MOST_OPEN:
+        oldest = _OPEN.popitem(last=False)[0]()
+        if oldest is not None:
+            oldest.close()
+
+
+def _open_handle(path: Path) -> openslide.OpenSlide:
+    if not path.exists():
+        raise SlideError(f"{path} does not exist. Check the name, or bring it back.")
+    if path.is_dir():
+        raise SlideError(f"{path} is a folder. Choose a slide file inside it.")
+    try:
+        handle = openslide.OpenSlide(path)
+    except openslide.OpenSlideUnsupportedFormatError as error:
+        raise SlideError(
+            f"{path.name} is no slide that OpenSlide reads. Choose an SVS, NDPI, MRXS, "
+            "SCN, BIF, tiled TIFF or DICOM slide, or convert it to one of these."
+        ) from error
+    except (openslide.OpenSlideError, OSError) as error:
+        raise SlideError(
+            f"{path.name} cannot be opened ({error}). The file may be damaged: copy it "
+            "again from its source."
+        ) from error
+    handle.set_cache(_shared_cache())
+    return handle
+
+
+def _shared_cache() -> openslide.OpenSlideCache:
+    if not _CACHE or _CACHE[-1][0] != os.getpid():  # a parent's is left alone
+        _CACHE.append((os.getpid(), openslide.OpenSlideCache(CACHE_BYTES)))
+    return _CACHE[-1][1]
+
+
+def _tile_size(properties: dict[str, str], level: int) -> tuple[int, int]:
+    keys = (f"openslide.level[{level}].tile-{side}" for side in ("width", "height"))
+    try:
+        wide, high = (int(properties[key]) for key in keys)
+    except (KeyError, ValueError):
+        return DEFAULT_TILE_PX, DEFAULT_TILE_PX
+    return (wide, high) if wide > 0 < high else (DEFAULT_TILE_PX, DEFAULT_TILE_PX)
+
+
+# What it does to pixels -------------------------------------------------------
+
+
+def _shift(start: int, downsample: float) -> float:
+    """Return by what fraction of a pixel OpenSlide misses a level's pixel ``start``."""
+    shift = round(start * downsample) / downsample - start
+    return shift if abs(shift) > LEAST_SHIFT else 0.0
+
+
+def unmixed(
+    values: np.ndarray[Any, np.dtype[np.float32]], shift: float, *, axis: int
+) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Undo a linear interpolation at ``shift`` pixels, within -0.5 to 0.5.
+
+    Each value is ``(1 - |shift|)`` of its own pixel and ``|shift|`` of the next one
+    (the previous one, if negative). The equations are solved one after the other, from
+    the far end; what is assumed beyond that end fades within a few pixels.
+    """
+    weight = abs(shift)
+    if not weight:
+        return values
+    towards = slice(None, None, -1 if shift > 0 else 1)
+    lines = np.moveaxis(values, axis, 0)[towards]
+    solved = np.empty_like(lines)
+    before = lines[0]  # what is assumed beyond the end: its last value goes on
+    for line, pixels in zip(lines, solved, strict=True):
+        np.divide(line - weight * before, 1 - weight, out=pixels)
+        before = pixels
+    return np.moveaxis(solved[towards], 0, axis)
+
+
+def flatten(
+    rgba: np.ndarray[Any, np.dtype[np.uint8]], background: tuple[int, int, int]
+) -> Pixels:
+    """Lay pixels (H, W, 4), not premultiplied, on a background; returns (H, W, 3)."""
+    rgb, alpha = rgba[..., :3], rgba[..., 3:]
+    if alpha.min(initial=255) == 255:
+        return np.ascontiguousarray(rgb)
+    weight = alpha.astype(np.float32) / 255
+    mixed = rgb * weight + np.asarray(background, np.float32) * (1 - weight)
+    return np.rint(mixed).astype(np.uint8)
