@@ -19,9 +19,13 @@ import openslide
 from PIL import ImageCms
 
 from histomae.errors import SlideError
+from histomae.slides.stamp import Stamp
+from histomae.slides.tiff import tiled_directories
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from histomae.slides.tiff import Directory
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -33,6 +37,10 @@ LEAST_SHIFT = 1 / 512
 SHIFT_MARGIN_PX = 8
 #: Side of the tiles of a level whose file names none.
 DEFAULT_TILE_PX = 512
+#: Tiles of more pixels are not decoded: 128 MB each.
+MOST_TILE_PX = 1 << 25
+#: Nor are pictures that come with a slide.
+MOST_ASSOCIATED_PX = 1 << 26
 
 
 class Oracle:
@@ -46,6 +54,10 @@ class Oracle:
         (width, height) of each level, pixels.
     tile_sizes
         (width, height) of the tiles in which each level is stored, pixels.
+    associated_sizes
+        (width, height) of the pictures that come with the slide, by name.
+    directories
+        By level: the one directory of a TIFF that holds it, where that is certain.
 
     Raises
     ------
@@ -57,6 +69,7 @@ class Oracle:
         self.path = path
         self._lock, self._process = threading.Lock(), os.getpid()
         self._handle: openslide.OpenSlide | None = None
+        directories = tiled_directories(path)  # claims are checked before OpenSlide
         handle = self._healthy_handle()
         self.properties = dict(handle.properties)
         self.level_sizes: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
@@ -64,6 +77,18 @@ class Oracle:
         self.tile_sizes = tuple(
             _tile_size(self.properties, level) for level in range(len(self.level_sizes))
         )
+        self.associated_sizes = _associated_sizes(self.properties)
+        self._refuse_giants()
+        self.directories = self._matched(directories)
+        self._overlong = {
+            level: _overlong(directory, Stamp.of(path).size)
+            for level, directory in self.directories.items()
+        }
+
+    @property
+    def vendor(self) -> str:
+        """OpenSlide's name of the format."""
+        return self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
 
     @property
     def background_rgb(self) -> tuple[int, int, int]:
@@ -84,7 +109,49 @@ class Oracle:
             return None
         return None if profile is None else profile.tobytes()
 
+    def associated_image(self, name: str) -> Pixels:
+        """Return a picture that comes with the slide, uint8 (H, W, 3).
+
+        Raises
+        ------
+        SlideError
+            If there is none of that name, or it cannot be read.
+        """
+        wide, high = self.associated_sizes.get(name, (0, 0))
+        if not 0 < wide * high <= MOST_ASSOCIATED_PX:
+            raise SlideError(
+                f"{self.path.name} has no picture {name!r} of at most "
+                f"{MOST_ASSOCIATED_PX >> 20} million pixels. It has: "
+                f"{', '.join(self.associated_sizes) or 'none'}."
+            )
+        try:
+            rgba = self._healthy_handle().associated_images[name]
+        except (openslide.OpenSlideError, KeyError) as error:
+            self.close()
+            raise SlideError(
+                f"The picture {name!r} of {self.path.name} cannot be read ({error}). "
+                "The file may be damaged: copy it again."
+            ) from error
+        return flatten(np.asarray(rgba), self.background_rgb)
+
     # ---- its pixels
+
+    def box(
+        self, level: int, col: int, row: int
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return (x, y) and (width, height) of a tile, cut at the level's edges.
+
+        Raises
+        ------
+        IndexError
+            If there is no such tile.
+        """
+        wide, high = self.tile_sizes[level]
+        level_w, level_h = self.level_sizes[level]
+        x, y = col * wide, row * high
+        if not (0 <= x < level_w and 0 <= y < level_h):
+            raise IndexError(f"level {level} has no tile in column {col}, row {row}")
+        return (x, y), (min(wide, level_w - x), min(high, level_h - y))
 
     def read(self, level: int, start: tuple[int, int], size: tuple[int, int]) -> Pixels:
         """Read stored pixels that lie within a level.
@@ -132,6 +199,7 @@ class Oracle:
         """Return what OpenSlide makes of a place, laid on the background."""
         downsample = self._downsamples[level]
         location = (round(start[0] * downsample), round(start[1] * downsample))
+        self._refuse_overlong(level, start, size)
         try:
             rgba = self._healthy_handle().read_region(location, level, size)
         except openslide.OpenSlideError as error:
@@ -142,6 +210,51 @@ class Oracle:
                 "copy it again."
             ) from error
         return flatten(np.asarray(rgba), self.background_rgb)
+
+    # ---- what it claims
+
+    def _refuse_giants(self) -> None:
+        for wide, high in self.tile_sizes:
+            if wide * high > MOST_TILE_PX:
+                raise SlideError(
+                    f"{self.path.name} claims tiles of {wide} × {high} pixels, too "
+                    "many to take into memory. It is damaged, or must be converted to "
+                    "a TIFF of small tiles."
+                )
+
+    def _matched(self, directories: tuple[Directory, ...]) -> dict[int, Directory]:
+        """Return by level the only directory of its size and tiles."""
+        matched = {}
+        for level, shape in enumerate(
+            zip(self.level_sizes, self.tile_sizes, strict=True)
+        ):
+            fitting = [
+                each for each in directories if (each.size, each.tile_px) == shape
+            ]
+            if len(fitting) == 1:
+                matched[level] = fitting[0]
+        return matched
+
+    def _refuse_overlong(
+        self, level: int, start: tuple[int, int], size: tuple[int, int]
+    ) -> None:
+        """Refuse tiles of more bytes than the file has: OpenSlide would take them all.
+
+        Without memory for them it ends the process.
+        """
+        for col, row in self._overlong.get(level, ()):
+            (x, y), (wide, high) = self.box(level, col, row)
+            if (
+                x < start[0] + size[0]
+                and y < start[1] + size[1]
+                and x + wide > start[0]
+                and y + high > start[1]
+            ):
+                raise SlideError(
+                    f"{self.path.name} cannot be read at column {col}, row {row} of "
+                    f"level {level}: the tile claims more bytes than the file has. The "
+                    "file is damaged or cut short: copy it again."
+                )
 
     # ---- its handle
 
@@ -190,10 +303,6 @@ def _used(oracle: Oracle) -> None:
 
 
 def _open_handle(path: Path) -> openslide.OpenSlide:
-    if not path.exists():
-        raise SlideError(f"{path} does not exist. Check the name, or bring it back.")
-    if path.is_dir():
-        raise SlideError(f"{path} is a folder. Choose a slide file inside it.")
     try:
         handle = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
@@ -223,6 +332,24 @@ def _tile_size(properties: dict[str, str], level: int) -> tuple[int, int]:
     except (KeyError, ValueError):
         return DEFAULT_TILE_PX, DEFAULT_TILE_PX
     return (wide, high) if wide > 0 < high else (DEFAULT_TILE_PX, DEFAULT_TILE_PX)
+
+
+def _associated_sizes(properties: dict[str, str]) -> dict[str, tuple[int, int]]:
+    sizes = {}
+    for key, wide in properties.items():
+        if key.startswith("openslide.associated.") and key.endswith(".width"):
+            high = properties.get(f"{key.removesuffix('width')}height", "")
+            name = key.removeprefix("openslide.associated.").removesuffix(".width")
+            if wide.isdecimal() and high.isdecimal():
+                sizes[name] = int(wide), int(high)
+    return sizes
+
+
+def _overlong(directory: Directory, file_bytes: int) -> list[tuple[int, int]]:
+    """Return (column, row) of tiles that claim more bytes than the file has."""
+    cols, rows = directory.tiles
+    numbers = np.flatnonzero(directory.counts[: cols * rows] > file_bytes).tolist()
+    return [(number % cols, number // cols) for number in numbers]
 
 
 # What it does to pixels -------------------------------------------------------

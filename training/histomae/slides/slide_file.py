@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.errors import SlideError
+from histomae.slides.direct import DirectLevel, direct_levels, is_switched_on
 from histomae.slides.oracle import Oracle
+from histomae.slides.stamp import Stamp
 from histomae.slides.tile_cache import TileCache, shared_cache
 
 if TYPE_CHECKING:
@@ -17,59 +19,43 @@ if TYPE_CHECKING:
     from histomae.slides.tile_cache import TileRequest
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Key = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class Stamp:
-    """By what a file is known again without reading it."""
-
-    device: int
-    inode: int
-    size: int
-    changed_ns: int
-
-    @classmethod
-    def of(cls, path: Path) -> Stamp:
-        """Look at a file.
-
-        Raises
-        ------
-        SlideError
-            If it is missing or cannot be looked at.
-        """
-        try:
-            seen = path.stat()
-        except FileNotFoundError as error:
-            raise SlideError(
-                f"{path} does not exist. Check the name, or bring it back."
-            ) from error
-        except OSError as error:
-            raise SlideError(
-                f"{path.name} cannot be looked at ({error.strerror}). Check that its "
-                "folder can be reached."
-            ) from error
-        return cls(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """A file as it was when it had this stamp."""
+    """A file as it was when it had this stamp, and who reads it."""
 
     stamp: Stamp
     oracle: Oracle
+    direct: dict[int, DirectLevel]
 
     @classmethod
-    def at(cls, path: Path) -> _Opened:
+    def at(cls, path: Path, *, direct: bool) -> _Opened:
         stamp = Stamp.of(path)
-        return cls(stamp, Oracle(path))
+        oracle = Oracle(path)
+        return cls(stamp, oracle, direct_levels(stamp, oracle) if direct else {})
+
+    def is_direct(self, level: int) -> bool:
+        reader = self.direct.get(level)
+        return reader is not None and reader.is_proved(level, self.oracle)
+
+    def tile(self, level: int, col: int, row: int) -> Pixels:
+        """Decode a tile, cut at the level's edges."""
+        start, (wide, high) = self.oracle.box(level, col, row)
+        if self.is_direct(level):
+            whole = self.direct[level].tile(col, row)
+            if whole is not None:
+                return whole[:high, :wide]
+        return self.oracle.read(level, start, (wide, high))
 
 
 class SlideFile:
-    """Stored levels of one file. Reads are safe from several threads and after a fork.
+    """The stored levels of one file.
 
-    A file that was moved away, cut short or copied anew is looked at again at the next
-    read; as soon as it is whole, it reads as before.
+    Reads are safe from several threads and after a fork. A file that was moved away,
+    cut short or copied anew is looked at again at the next read; as soon as it is
+    whole, it reads as before. Copies for other processes are opened there.
 
     Parameters
     ----------
@@ -77,6 +63,9 @@ class SlideFile:
         A file of any format that OpenSlide reads.
     cache
         Where decoded tiles are kept; None: with those of all other slides.
+    direct
+        Whether tiles may be read past OpenSlide where that is the same; None: unless
+        ``HISTOMAE_DIRECT_READER`` is 0.
 
     Raises
     ------
@@ -84,32 +73,66 @@ class SlideFile:
         If the file is missing, no slide, or damaged.
     """
 
-    def __init__(self, path: Path, *, cache: TileCache | None = None) -> None:
+    def __init__(
+        self, path: Path, *, cache: TileCache | None = None, direct: bool | None = None
+    ) -> None:
         self.path = path
         self._cache = shared_cache() if cache is None else cache
-        self._opened = _Opened.at(path)
-        self.properties = self._opened.oracle.properties
-        self.level_sizes = self._opened.oracle.level_sizes
-        self.tile_sizes = self._opened.oracle.tile_sizes
-        self.background_rgb = self._opened.oracle.background_rgb
+        self._may_be_direct = is_switched_on() if direct is None else direct
+        self._opened = _Opened.at(path, direct=self._may_be_direct)
+        oracle = self._opened.oracle
+        self.properties = oracle.properties
+        self.level_sizes = oracle.level_sizes
+        self.tile_sizes = oracle.tile_sizes
+        self.background_rgb = oracle.background_rgb
+        self.associated_sizes = oracle.associated_sizes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _open_elsewhere, (self.path, self._may_be_direct)
 
     def _now(self) -> _Opened:
         """Return the file as it is now."""
-        if Stamp.of(self.path) != self._opened.stamp:
-            again = _Opened.at(self.path)
-            if again.oracle.level_sizes != self.level_sizes:
+        opened = self._opened
+        if Stamp.of(self.path) != opened.stamp:
+            opened = _Opened.at(self.path, direct=self._may_be_direct)
+            if opened.oracle.level_sizes != self.level_sizes:
                 raise SlideError(
                     f"{self.path.name} has become another slide since it was opened. "
                     "Open it again."
                 )
-            self._opened = again
-        return self._opened
+            self._opened = opened
+        return opened
+
+    def is_direct(self, level: int) -> bool:
+        """Tell whether a level's tiles are read past OpenSlide.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read.
+        """
+        return self._now().is_direct(level)
+
+    def beginning(self) -> str:
+        """Return the size and the first megabyte, to know the content by."""
+        try:
+            with self.path.open("rb") as file:
+                return str(file.seek(0, 2)) + str(file.seek(0) or file.read(1 << 20))
+        except OSError as error:
+            raise SlideError(
+                f"{self.path.name} cannot be read ({error.strerror}). Check that it is "
+                "there and that you may read it."
+            ) from error
 
     def colour_profile(self) -> bytes | None:
         """Return the ICC profile in the file, if any."""
         return self._now().oracle.colour_profile()
 
-    def read(self, level: int, start: tuple[int, int], size: tuple[int, int]) -> Pixels:
+    def associated_image(self, name: str) -> Pixels:
+        """Return a picture that comes with the slide. See ``Slide``."""
+        return self._now().oracle.associated_image(name)
+
+    def read(self, level: int, start: Pair, size: Pair) -> Pixels:
         """Read stored pixels that lie within a level.
 
         Parameters
@@ -126,14 +149,29 @@ class SlideFile:
         SlideError
             If the file cannot be read there.
         """
-        return self._now().oracle.read(level, start, size)
+        opened = self._now()
+        if not opened.is_direct(level):
+            return opened.oracle.read(level, start, size)
+        wide, high = self.tile_sizes[level]
+        pixels = np.empty((size[1], size[0], 3), np.uint8)
+        (x0, y0), (x1, y1) = start, (start[0] + size[0], start[1] + size[1])
+        for row in range(y0 // high, -(-y1 // high)):
+            for col in range(x0 // wide, -(-x1 // wide)):
+                tile = self.tile(level, col, row)
+                x, y = col * wide, row * high
+                xs = slice(max(x0, x), min(x1, x + wide))
+                ys = slice(max(y0, y), min(y1, y + high))
+                pixels[ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0] = (
+                    tile[ys.start - y : ys.stop - y, xs.start - x : xs.stop - x]
+                )
+        return pixels
 
     # ---- its tiles
 
     def tile(self, level: int, col: int, row: int) -> Pixels:
         """Return a tile of the file's own grid, through the cache. See ``Slide``."""
         return self._cache.get(
-            self._key(level, col, row), lambda: self._decode(level, col, row)
+            self._key(level, col, row), lambda: self._now().tile(level, col, row)
         )
 
     def request_tile(
@@ -142,7 +180,7 @@ class SlideFile:
         """Ask for a tile ahead. See ``Slide``."""
         return self._cache.request(
             self._key(level, col, row),
-            lambda: self._decode(level, col, row),
+            lambda: self._now().tile(level, col, row),
             priority=priority,
         )
 
@@ -150,26 +188,15 @@ class SlideFile:
         """Return a tile if it is decoded already, at once."""
         return self._cache.peek(self._key(level, col, row))
 
-    def _key(self, level: int, col: int, row: int) -> Key:
-        self._box(level, col, row)
-        return self._opened.stamp, level, col, row
-
-    def _box(
-        self, level: int, col: int, row: int
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Return (x, y) and (width, height) of a tile, cut at the level's edges."""
-        (wide, high), (level_w, level_h) = (
-            self.tile_sizes[level],
-            self.level_sizes[level],
-        )
-        x, y = col * wide, row * high
-        if not (0 <= x < level_w and 0 <= y < level_h):
-            raise IndexError(f"level {level} has no tile in column {col}, row {row}")
-        return (x, y), (min(wide, level_w - x), min(high, level_h - y))
-
-    def _decode(self, level: int, col: int, row: int) -> Pixels:
-        return self._now().oracle.read(level, *self._box(level, col, row))
+    def _key(self, level: int, col: int, row: int) -> tuple[Any, ...]:
+        opened = self._opened
+        opened.oracle.box(level, col, row)  # there is no other tile
+        return opened.stamp, self._may_be_direct, level, col, row
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""
         self._opened.oracle.close()
+
+
+def _open_elsewhere(path: Path, direct: bool) -> SlideFile:
+    return SlideFile(path, direct=direct)
