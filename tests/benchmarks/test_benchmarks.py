@@ -103,3 +103,23 @@ class TestResumeExact:
         found = figures(process)
         assert found["of them with other weights"]["value"] == 1
         assert found["of them with other losses"]["value"] == 1
+
+
+class TestReaderSpeed:
+    #: How fast is no matter of a test.
+    ANY_SPEED = ("--goal-jpeg", "0", "--goal-jp2", "0", "--goal-crops-jpeg", "0")
+    ANY_SPEED += ("--goal-crops-jp2", "0")
+
+    def test_tiles_are_openslides(self):
+        process = start("reader_speed.py", "--json", *self.ANY_SPEED)
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["JPEG: native tiles against OpenSlide"]["value"] > 0
+        assert found["JPEG 2000: pixels that differ from OpenSlide's"]["value"] == 0
+
+    def test_a_tile_that_differs_is_found(self):
+        process = start("reader_speed.py", "--json", "--plant", *self.ANY_SPEED)
+        assert process.returncode == 1, process.stderr
+        for name in ("JPEG", "JPEG 2000"):
+            differ = figures(process)[f"{name}: pixels that differ from OpenSlide's"]
+            assert differ["value"] > 0

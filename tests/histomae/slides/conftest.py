@@ -1,17 +1,13 @@
 """Slides for the archive's tests: written on the spot, or stood in for."""
 
 import io
-import itertools
 
-import imagecodecs
 import numpy as np
 import openslide
 import pytest
-import simplejpeg
-import tifffile
 from PIL import Image, ImageCms
 
-from histomae.slides import decoders
+from benchmarks import tiled_slides
 from histomae.slides.slide import Slide
 
 
@@ -158,112 +154,20 @@ def section_slide(section, make_slide):
 
 @pytest.fixture(scope="session")
 def stained():
-    """Return a function that paints what a scanner might see: blobs, edges, grain.
-
-    ``stained(width, height, seed=0)``: uint8 (H, W, 3), no two places alike.
-    """
-
-    def paint(width, height, seed=0):
-        random = np.random.default_rng(seed)
-        coarse = random.integers(60, 250, (height // 8 + 2, width // 8 + 2, 3))
-        blobs = Image.fromarray(coarse.astype(np.uint8)).resize(
-            (width, height), Image.Resampling.BICUBIC
-        )
-        grain = random.integers(-12, 13, (height, width, 3))
-        return (np.asarray(blobs) + grain).clip(0, 255).astype(np.uint8)
-
-    return paint
-
-
-def encoded(tile, coding):
-    """Encode a tile as scanners do: ``jpeg ycbcr``, ``jp2 rgb`` and so on."""
-    kind, colours = coding.split()[:2]
-    if kind == "jp2":
-        return imagecodecs.jpeg2k_encode(tile, level=36, codecformat="j2k", mct=False)
-    if colours == "rgb":
-        return imagecodecs.jpeg8_encode(
-            tile, level=80, colorspace="rgb", outcolorspace="rgb"
-        )
-    return simplejpeg.encode_jpeg(tile, quality=80, colorsubsampling="420")
-
-
-def split_tables(jpeg):
-    """Split a JPEG into one of tables alone and one without them."""
-    segments, start = decoders._segments(jpeg)
-    tables = b"".join(body for marker, body in segments if marker in (0xDB, 0xC4))
-    rest = b"".join(body for marker, body in segments if marker not in (0xDB, 0xC4))
-    return (
-        decoders.START + tables + decoders.END,
-        decoders.START + rest + jpeg[start:],
-    )
+    """Return a function that paints what a scanner might see: no two places alike."""
+    return tiled_slides.stained
 
 
 @pytest.fixture(scope="session")
 def make_tiled(tmp_path_factory):
     """Return a function that writes a slide of tiles as scanners store them.
 
-    ``make_tiled(levels, coding, *, tile=(256, 256), spoil=None, ...) -> Path``
-
-    levels
-        uint8 (H, W, 3), finest first.
-    coding
-        ``jpeg ycbcr``, ``jpeg rgb``, ``jp2 rgb`` or ``jp2 ycbcr``; with ``tables`` at
-        its end the JPEG tables stand in a tag, as Aperio writes them.
-    spoil
-        Called with a level's number and its list of encoded tiles, which it may change.
-    aperio
-        Whether it says that it is Aperio's; JPEG 2000 must.
+    ``make_tiled(levels, coding="jpeg ycbcr", ...) -> Path``; see
+    :func:`benchmarks.tiled_slides.write_tiled`.
     """
-    number = itertools.count()
 
-    def write(
-        levels,
-        coding="jpeg ycbcr",
-        *,
-        tile=(256, 256),
-        spoil=None,
-        aperio=True,
-        path=None,
-        bigtiff=False,
-    ):
-        if path is None:
-            path = tmp_path_factory.mktemp("tiled") / f"slide-{next(number)}.svs"
-        kind, colours = coding.split()[:2]
-        compression = {"jpeg": 7, "jp2": 33005 if colours == "rgb" else 33003}[kind]
-        wide, high = tile
-        with tifffile.TiffWriter(path, bigtiff=bigtiff) as tiff:
-            for index, level in enumerate(levels):
-                height, width = level.shape[:2]
-                beyond = ((0, -height % high), (0, -width % wide), (0, 0))
-                filled = np.pad(level, beyond, mode="edge")
-                tiles = [
-                    encoded(
-                        np.ascontiguousarray(filled[y : y + high, x : x + wide]), coding
-                    )
-                    for y in range(0, height, high)
-                    for x in range(0, width, wide)
-                ]
-                tables = None
-                if coding.endswith("tables"):
-                    tables = split_tables(tiles[0])[0]
-                    tiles = [split_tables(each)[1] for each in tiles]
-                if spoil is not None:
-                    spoil(index, tiles)
-                text = "Aperio Image Library\r\ntest|MPP = 0.5" if aperio else None
-                tiff.write(
-                    iter(tiles),
-                    shape=level.shape,
-                    dtype=np.uint8,
-                    tile=(high, wide),
-                    compression=compression,
-                    photometric=colours if kind == "jpeg" else "rgb",
-                    jpegtables=tables,
-                    description=text,
-                    subfiletype=1 if index and not aperio else 0,
-                    resolution=(2e4, 2e4),
-                    resolutionunit="CENTIMETER",
-                    metadata=None,
-                )
-        return path
+    def write(levels, *arguments, **options):
+        path = tmp_path_factory.mktemp("tiled") / "slide.svs"
+        return tiled_slides.write_tiled(path, levels, *arguments, **options)
 
     return write

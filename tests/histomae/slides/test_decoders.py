@@ -8,6 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
+from benchmarks.tiled_slides import split_tables, stained
 from histomae.slides import decoders
 from histomae.slides.decoders import jpeg, jpeg2000, jpeg_head
 
@@ -15,7 +16,7 @@ SIZE = (96, 64)
 
 
 @pytest.fixture(scope="module")
-def picture(stained):
+def picture():
     return stained(*SIZE)
 
 
@@ -104,15 +105,7 @@ def test_what_does_not_matter_is_let_pass(coded, head):
 
 
 def test_tables_apart(coded, head):
-    segments, start = decoders._segments(coded)
-    tables, rest = (
-        b"".join(
-            body for marker, body in segments if (marker in (0xDB, 0xC4)) == wanted
-        )
-        for wanted in (True, False)
-    )
-    tables = decoders.START + tables + decoders.END
-    rest = decoders.START + rest + coded[start:]
+    tables, rest = split_tables(coded)
     pixels = jpeg(rest, jpeg_head(tables, is_rgb=False), SIZE)
     np.testing.assert_array_equal(pixels, jpeg(coded, head, SIZE))
     assert jpeg(rest, head, SIZE) is None

@@ -4,19 +4,11 @@ import numpy as np
 import pytest
 import tifffile
 
+from benchmarks.tiled_slides import CODINGS
 from histomae.errors import SlideError
 from histomae.slides import decoders, direct
 from histomae.slides.slide import Slide
 from histomae.slides.tile_cache import TileCache
-
-CODINGS = [
-    "jpeg ycbcr",
-    "jpeg rgb",
-    "jpeg ycbcr tables",
-    "jpeg rgb tables",
-    "jp2 rgb",
-    "jp2 ycbcr",
-]
 
 
 @pytest.fixture

@@ -42,13 +42,13 @@ def jpeg_head(tables: bytes, *, is_rgb: bool) -> bytes | None:
     says = SAYS_RGB if is_rgb else SAYS_YCBCR
     if not tables:
         return START + says
-    segments = _segments(tables[:-2])
-    if segments is None or tables[-2:] != END or segments[1] != len(tables) - 2:
+    found = segments(tables[:-2])
+    if found is None or tables[-2:] != END or found[1] != len(tables) - 2:
         return None
     allowed = {QUANTISERS, CODES, COMMENT, *APPLICATIONS}
-    if any(marker not in allowed for marker, _ in segments[0]):
+    if any(marker not in allowed for marker, _ in found[0]):
         return None
-    kept = _without_colours(segments[0])
+    kept = _without_colours(found[0])
     return None if kept is None else START + says + kept
 
 
@@ -68,31 +68,31 @@ def jpeg(data: bytes, head: bytes, size: tuple[int, int]) -> Pixels | None:
     -------
     uint8 (height, width, 3), RGB.
     """
-    segments = _segments(data)
-    if segments is None:
+    found = segments(data)
+    if found is None:
         return None
-    frames = [body for marker, body in segments[0] if marker in FRAMES]
+    frames = [body for marker, body in found[0] if marker in FRAMES]
     allowed = {QUANTISERS, CODES, RESTARTS, COMMENT, *FRAMES, *APPLICATIONS}
-    if len(frames) != 1 or any(marker not in allowed for marker, _ in segments[0]):
+    if len(frames) != 1 or any(marker not in allowed for marker, _ in found[0]):
         return None
     # Bits per sample, height, width, samples.
     if struct.unpack(">BHHB", frames[0][4:10].ljust(6, b"\0")) != (8, *size[::-1], 3):
         return None
-    kept = _without_colours(segments[0])
+    kept = _without_colours(found[0])
     if kept is None:
         return None
-    whole = head + kept + data[segments[1] :]
+    whole = head + kept + data[found[1] :]
     try:
         return simplejpeg.decode_jpeg(whole, "RGB", strict=True)
     except ValueError:
         return None
 
 
-def _segments(data: bytes) -> tuple[list[tuple[int, bytes]], int] | None:
+def segments(data: bytes) -> tuple[list[tuple[int, bytes]], int] | None:
     """Return the (marker, whole segment) before the first scan, and where they end."""
     if data[:2] != START:
         return None
-    segments = []
+    found = []
     at = 2
     while at < len(data):
         if data[at] != 0xFF or at + 4 > len(data):
@@ -102,9 +102,9 @@ def _segments(data: bytes) -> tuple[list[tuple[int, bytes]], int] | None:
             break
         if length < 2 or at + 2 + length > len(data):
             return None
-        segments.append((marker, data[at : at + 2 + length]))
+        found.append((marker, data[at : at + 2 + length]))
         at += 2 + length
-    return segments, at
+    return found, at
 
 
 def _without_colours(segments: list[tuple[int, bytes]]) -> bytes | None:
@@ -190,9 +190,11 @@ def _rgb_from_ycbcr(pixels: Pixels) -> Pixels:
     ITU-R BT.601; green is added up in 1/65536 and rounded once.
     """
     red, green, blue = _colour_tables()
-    y, cb, cr = np.moveaxis(pixels, -1, 0).astype(np.uint16)
+    y, cb, cr = (np.ascontiguousarray(pixels[..., part]) for part in range(3))
+    cb, cr = cb.astype(np.uint16), cr.astype(np.uint16)
     rgb = np.empty_like(pixels)
-    rgb[..., 0] = red.take(cr << 8 | y)
-    rgb[..., 1] = (green.take(cb << 8 | cr) + y.view(np.int16)).clip(0, 255)
-    rgb[..., 2] = blue.take(cb << 8 | y)
+    # No index can be outside: not looking takes a third less time.
+    rgb[..., 0] = red.take(cr << 8 | y, mode="clip")
+    rgb[..., 1] = (green.take(cb << 8 | cr, mode="clip") + y).clip(0, 255)
+    rgb[..., 2] = blue.take(cb << 8 | y, mode="clip")
     return rgb

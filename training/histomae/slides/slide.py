@@ -380,12 +380,14 @@ class Slide:
         Outside the level is background. The file is asked for nothing there: OpenSlide
         cuts the fraction of a negative place off, a whole pixel of a small level.
         """
-        pixels = np.empty((size[1], size[0], 3), np.uint8)
-        pixels[:] = self.background_rgb
         x0, y0 = (max(s, 0) for s in start)
         x1, y1 = (
             min(s + n, end) for s, n, end in zip(start, size, level.size, strict=True)
         )
+        if (x1 - x0, y1 - y0) == size:
+            return self._file.read(level.index, start, size)
+        pixels = np.empty((size[1], size[0], 3), np.uint8)
+        pixels[:] = self.background_rgb
         if x0 < x1 and y0 < y1:
             inside = self._file.read(level.index, (x0, y0), (x1 - x0, y1 - y0))
             left, top = x0 - start[0], y0 - start[1]

@@ -46,7 +46,8 @@ class _Opened:
         if self.is_direct(level):
             whole = self.direct[level].tile(col, row)
             if whole is not None:
-                return whole[:high, :wide]
+                is_cut = whole.shape[:2] != (high, wide)
+                return whole[:high, :wide] if is_cut else whole
         return self.oracle.read(level, start, (wide, high))
 
 
