@@ -37,10 +37,12 @@ LEAST_SHIFT = 1 / 512
 SHIFT_MARGIN_PX = 8
 #: Side of the tiles of a level whose file names none.
 DEFAULT_TILE_PX = 512
-#: Tiles of more pixels are not decoded: 128 MB each.
-MOST_TILE_PX = 1 << 25
+#: Tiles of more pixels are not decoded: 64 MB each.
+MOST_TILE_PX = 1 << 24
 #: Nor are pictures that come with a slide.
-MOST_ASSOCIATED_PX = 1 << 26
+MOST_ASSOCIATED_PX = 1 << 24
+#: Pixels are laid on a background so many at a time.
+BAND_PX = 1 << 18
 
 
 class Oracle:
@@ -387,9 +389,12 @@ def flatten(
     rgba: np.ndarray[Any, np.dtype[np.uint8]], background: tuple[int, int, int]
 ) -> Pixels:
     """Lay pixels (H, W, 4), not premultiplied, on a background; returns (H, W, 3)."""
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgb)
-    weight = alpha.astype(np.float32) / 255
-    mixed = rgb * weight + np.asarray(background, np.float32) * (1 - weight)
-    return np.rint(mixed).astype(np.uint8)
+    flat = np.ascontiguousarray(rgba[..., :3])
+    rows = max(1, BAND_PX // max(1, rgba.shape[1]))
+    for top in range(0, len(flat), rows):
+        band, alpha = flat[top : top + rows], rgba[top : top + rows, :, 3:]
+        if alpha.min(initial=255) < 255:
+            weight = alpha.astype(np.float32) / 255
+            mixed = band * weight + np.asarray(background, np.float32) * (1 - weight)
+            band[:] = np.rint(mixed)
+    return flat

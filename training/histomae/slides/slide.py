@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from histomae.slides.tile_cache import TileCache, TileRequest
 
 #: No single read holds more than this many pixels of the file at once.
-MAX_READ_PX = 64_000_000
+MAX_READ_PX = 16_000_000
 #: Nor decodes more than this in all: about half a minute's work.
 MAX_DECODED_PX = 1 << 30
 
