@@ -2,6 +2,8 @@
 
 import gc
 import os
+import struct
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from histomae.errors import SlideError
 from histomae.slides import oracle as oracle_module
 from histomae.slides.oracle import Oracle, flatten, unmixed
+from histomae.slides.slide import Slide
 
 
 @pytest.mark.parametrize("shift", [0.23, 0.1, 0.004, -0.02, -0.17, -0.25])
@@ -122,6 +125,37 @@ def test_a_forked_process_opens_its_own_handle(make_slide, noise):
         os._exit(0 if same and oracle._handle is not inherited else 1)
     assert os.waitpid(child, 0)[1] == 0
     np.testing.assert_array_equal(oracle.read(0, (0, 0), (300, 200)), pixels)
+
+
+def test_a_property_whose_name_is_damaged_is_left_out(make_tiled, stained):
+    path = make_tiled([stained(100, 80)])
+    content = path.read_bytes()
+    assert content.count(b"MPP = 0.5") == 1
+    path.write_bytes(content.replace(b"MPP = 0.5", b"M\xff\xfe = 0.5"))
+    oracle = Oracle(path)
+    assert oracle.vendor == "aperio"
+    assert "aperio.MPP" not in oracle.properties
+    assert all(isinstance(value, str) for value in oracle.properties.values())
+
+
+def test_what_is_claimed_beyond_the_last_tile_is_background(make_tiled, stained):
+    # The height of a picture of four rows of tiles, made huge.
+    path = make_tiled([stained(300, 500)], tile=(128, 128))
+    content = path.read_bytes()
+    claim = struct.pack("<HHII", 257, 4, 1, 500)
+    assert content.count(claim) == 1
+    path.write_bytes(content.replace(claim, struct.pack("<HHII", 257, 4, 1, 200_000)))
+    with Slide.open(path) as slide:
+        assert slide.dimensions == (300, 200_000)
+        assert slide._file.stored_box == (0, 0, 300, 512)
+        true = oracle_module._open_handle(path)
+        for y in (0, 300, 490, 600, 100_000):
+            read = slide.read_scaled((20, y), (60, 50), (1, 1))
+            rgba = np.asarray(true.read_region((20, y), 0, (60, 50)))
+            np.testing.assert_array_equal(read, flatten(rgba, (255, 255, 255)))
+        begin = time.process_time()
+        assert slide.thumbnail(256).shape[0] == 256
+        assert time.process_time() - begin < 5
 
 
 # ---- pictures that come with a slide

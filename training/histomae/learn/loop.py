@@ -169,7 +169,7 @@ def fit(
     MemoryRanOutError
         If the smallest micro-batch does not fit into memory.
     SlideError
-        If a slide cannot be read.
+        If no slide can be read.
     """
     config = setting.config
     micro_batch = micro_batch_of(method, config)
@@ -233,6 +233,8 @@ def fit(
             seconds_left=pace * (plan.total_steps - step - 1),
             logged=logged,
         )
+        is_last = step + 1 == plan.total_steps
+        yield from map(Note, source.complaints(at_the_end=is_last))
 
 
 def _shared(

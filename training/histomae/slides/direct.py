@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.slides import decoders
+from histomae.slides.oracle import APERIO, PLAIN_FORMATS
 from histomae.slides.stamp import Stamp
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: Set to 0, this environment variable leaves all reading to OpenSlide.
 SWITCH_VARIABLE = "HISTOMAE_DIRECT_READER"
-#: OpenSlide's names of the formats whose tiles lie edge to edge.
-AS_APERIO, AS_TIFF = "aperio", "generic-tiff"
 # TIFF's numbers.
 JPEG, JPEG2000_YCBCR, JPEG2000_RGB = 7, 33003, 33005
 PHOTOMETRIC_RGB, PHOTOMETRIC_YCBCR = 2, 6
@@ -138,7 +137,7 @@ class DirectLevel:
 
 def direct_levels(stamp: Stamp, oracle: Oracle) -> dict[int, DirectLevel]:
     """Return the levels of a file that may be read directly, by their number."""
-    if oracle.vendor not in (AS_APERIO, AS_TIFF):
+    if oracle.vendor not in PLAIN_FORMATS:
         return {}
     levels = {}
     for level in range(len(oracle.level_sizes)):
@@ -146,7 +145,7 @@ def direct_levels(stamp: Stamp, oracle: Oracle) -> dict[int, DirectLevel]:
         decode = None if directory is None else _decoder(directory)
         if directory is not None and decode is not None:
             levels[level] = DirectLevel(oracle.path, stamp, directory, decode)
-        if oracle.vendor == AS_APERIO and (
+        if oracle.vendor == APERIO and (
             directory is None or not directory.counts.all()
         ):
             # OpenSlide draws what is missing from the finer level, and distrusts what

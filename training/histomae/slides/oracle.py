@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
+#: OpenSlide's names of the formats whose tiles lie edge to edge.
+APERIO, PLAIN_TIFF = "aperio", "generic-tiff"
+PLAIN_FORMATS = (APERIO, PLAIN_TIFF)
 MOST_OPEN = 64
 CACHE_BYTES = 32 << 20
 #: OpenSlide moves pixels by fractions in steps of 1/256; less than half is nothing.
@@ -60,6 +63,8 @@ class Oracle:
         (width, height) of the pictures that come with the slide, by name.
     directories
         By level: the one directory of a TIFF that holds it, where that is certain.
+    stored_box
+        The part of level 0 that has tiles, (x0, y0, x1, y1); beyond it is background.
 
     Raises
     ------
@@ -73,7 +78,7 @@ class Oracle:
         self._handle: openslide.OpenSlide | None = None
         directories = tiled_directories(path)  # claims are checked before OpenSlide
         handle = self._healthy_handle()
-        self.properties = dict(handle.properties)
+        self.properties = _legible(handle)
         self.level_sizes: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
         self._downsamples = tuple(handle.level_downsamples)
         self.tile_sizes = tuple(
@@ -82,6 +87,7 @@ class Oracle:
         self.associated_sizes = _associated_sizes(self.properties)
         self._refuse_giants()
         self.directories = self._matched(directories)
+        self.stored_box = self._stored_box()
         self._overlong = {
             level: _overlong(directory, Stamp.of(path).size)
             for level, directory in self.directories.items()
@@ -237,6 +243,23 @@ class Oracle:
                 matched[level] = fitting[0]
         return matched
 
+    def _stored_box(self) -> tuple[int, int, int, int]:
+        wide, high = self.level_sizes[0]
+        directory = self.directories.get(0)
+        if directory is None or self.vendor not in PLAIN_FORMATS:
+            return 0, 0, wide, high
+        cols, rows = directory.tiles
+        stored = np.flatnonzero(directory.counts[: cols * rows])
+        if len(stored) in (0, cols * rows):
+            return 0, 0, wide, high
+        (x, y), (tile_w, tile_h) = divmod(stored, cols)[::-1], directory.tile_px
+        return (
+            int(x.min()) * tile_w,
+            int(y.min()) * tile_h,
+            min(wide, (int(x.max()) + 1) * tile_w),
+            min(high, (int(y.max()) + 1) * tile_h),
+        )
+
     def _refuse_overlong(
         self, level: int, start: tuple[int, int], size: tuple[int, int]
     ) -> None:
@@ -336,6 +359,17 @@ def _tile_size(properties: dict[str, str], level: int) -> tuple[int, int]:
     return (wide, high) if wide > 0 < high else (DEFAULT_TILE_PX, DEFAULT_TILE_PX)
 
 
+def _legible(handle: openslide.OpenSlide) -> dict[str, str]:
+    """Return the properties, but for those whose name is damaged."""
+    found = {}
+    for name in handle.properties:
+        try:
+            found[name] = handle.properties[name]
+        except KeyError:  # it is no UTF-8, and cannot be asked for
+            continue
+    return found
+
+
 def _associated_sizes(properties: dict[str, str]) -> dict[str, tuple[int, int]]:
     sizes = {}
     for key, wide in properties.items():
@@ -393,7 +427,9 @@ def flatten(
     rows = max(1, BAND_PX // max(1, rgba.shape[1]))
     for top in range(0, len(flat), rows):
         band, alpha = flat[top : top + rows], rgba[top : top + rows, :, 3:]
-        if alpha.min(initial=255) < 255:
+        if not alpha.any():
+            band[:] = background
+        elif alpha.min() < 255:
             weight = alpha.astype(np.float32) / 255
             mixed = band * weight + np.asarray(background, np.float32) * (1 - weight)
             band[:] = np.rint(mixed)

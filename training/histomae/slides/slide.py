@@ -310,6 +310,9 @@ class Slide:
             math.ceil(c + e) + m for c, e, m in zip(corner, extent, margin, strict=True)
         )
         size = (stop[0] - start[0], stop[1] - start[1])
+        x0, y0, x1, y1 = self._stored_part(level, start, size)
+        if x0 >= x1 or y0 >= y1:
+            return self._background(size_px)
         if size[0] * size[1] > MAX_READ_PX and max(size_px) > 1:
             return self._read_halves(xy_l0, size_px, factor_xy)
         self._refuse_too_much(size, MAX_READ_PX)
@@ -380,18 +383,34 @@ class Slide:
         Outside the level is background. The file is asked for nothing there: OpenSlide
         cuts the fraction of a negative place off, a whole pixel of a small level.
         """
-        x0, y0 = (max(s, 0) for s in start)
-        x1, y1 = (
-            min(s + n, end) for s, n, end in zip(start, size, level.size, strict=True)
-        )
+        x0, y0, x1, y1 = self._stored_part(level, start, size)
         if (x1 - x0, y1 - y0) == size:
             return self._file.read(level.index, start, size)
-        pixels = np.empty((size[1], size[0], 3), np.uint8)
-        pixels[:] = self.background_rgb
+        pixels = self._background(size)
         if x0 < x1 and y0 < y1:
             inside = self._file.read(level.index, (x0, y0), (x1 - x0, y1 - y0))
             left, top = x0 - start[0], y0 - start[1]
             pixels[top : top + y1 - y0, left : left + x1 - x0] = inside
+        return pixels
+
+    def _stored_part(
+        self, level: Level, start: Sequence[int], size: Sequence[int]
+    ) -> tuple[int, int, int, int]:
+        """Return the corners (x0, y0, x1, y1) of what the file has of a rectangle.
+
+        It has nothing of it unless x0 < x1 and y0 < y1.
+        """
+        box = (0, 0, *level.size) if level.index else self._file.stored_box
+        return (
+            max(start[0], box[0]),
+            max(start[1], box[1]),
+            min(start[0] + size[0], box[2]),
+            min(start[1] + size[1], box[3]),
+        )
+
+    def _background(self, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        pixels = np.empty((size[1], size[0], 3), np.uint8)
+        pixels[:] = self.background_rgb
         return pixels
 
     def thumbnail(self, max_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

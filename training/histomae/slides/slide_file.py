@@ -87,6 +87,7 @@ class SlideFile:
         self.tile_sizes = oracle.tile_sizes
         self.background_rgb = oracle.background_rgb
         self.associated_sizes = oracle.associated_sizes
+        self.stored_box = oracle.stored_box
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _open_elsewhere, (self.path, self._may_be_direct)
