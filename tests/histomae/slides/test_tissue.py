@@ -14,6 +14,7 @@ from histomae.files import home
 from histomae.slides import tissue as tissue_module
 from histomae.slides.grid import TileGrid, TileSpec
 from histomae.slides.slide import Slide
+from histomae.slides.slide_file import SlideFile
 from histomae.slides.tissue import (
     Overview,
     TissueMask,
@@ -386,13 +387,13 @@ def test_a_small_level_is_read_and_never_a_large_one(stand_in, sides, mpp, level
 def test_mask_of_a_huge_slide(made_slide, monkeypatch, factors):
     """A slide of 25 mm and 10,000 million pixels, of which two million are read."""
     size, read = (100_000, 100_000), []
-    decode = Slide._decode
+    real_read = SlideFile.read
 
-    def watched(slide, level, start, size):
-        read.append((level.index, size[0] * size[1]))
-        return decode(slide, level, start, size)
+    def watched(file, level, start, size):
+        read.append((level, size[0] * size[1]))
+        return real_read(file, level, start, size)
 
-    monkeypatch.setattr(Slide, "_decode", watched)
+    monkeypatch.setattr(SlideFile, "read", watched)
     with Slide.open(made_slide(size, factors=factors)) as slide:
         mask = tissue_mask(slide)
     assert {level for level, _ in read} == {len(factors) - 1}
