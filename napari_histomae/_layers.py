@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from histomae.errors import SlideError
     from histomae.slides.annotations import Annotation
     from histomae.slides.heatmap import Heatmap
+    from histomae.slides.pyramid import PyramidLevel
 
 Array = np.ndarray[Any, Any]
 Color = tuple[int, int, int]
@@ -144,15 +145,31 @@ def look_at(
 _open_slides: weakref.WeakValueDictionary[str, Slide] = weakref.WeakValueDictionary()
 
 
-def slide_layer_data(slide: Slide) -> tuple[Any, dict[str, Any], str]:
-    """Return a slide as napari's ``(data, attributes, "image")``.
+def slide_levels(slide: Slide) -> list[PyramidLevel]:
+    """Return the levels of a slide for a viewer; the first picture is begun already.
 
-    A lazy multiscale layer, RGB uint8, in micrometres; read as it is looked at. A chunk
-    that cannot be read is grey and is complained of once a minute.
+    A tile that cannot be read is grey and hatched, and complained of once a minute.
     """
     from histomae.slides.pyramid import pyramid
 
     levels = pyramid(slide, on_error=_Complaints(slide.path.name))
+    levels[-1].begin()
+    return levels
+
+
+def slide_layer_data(
+    slide: Slide, levels: Sequence[PyramidLevel] | None = None
+) -> tuple[Any, dict[str, Any], str]:
+    """Return a slide as napari's ``(data, attributes, "image")``.
+
+    A lazy multiscale layer, RGB uint8, in micrometres; read as it is looked at.
+
+    Parameters
+    ----------
+    levels
+        What :func:`slide_levels` returned, if it was called before.
+    """
+    levels = levels or slide_levels(slide)
     _open_slides[_key(slide.path)] = slide
     attributes = {
         "name": slide.name,

@@ -57,13 +57,14 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
 
 def _read_slide(path: Path) -> LayerData:
     from histomae.slides.slide import Slide
-    from napari_histomae._layers import slide_layer_data
+    from napari_histomae._layers import slide_layer_data, slide_levels
 
     slide = Slide.open(path)
+    levels = slide_levels(slide)
     _try_pixels(slide)
     if not slide.has_mpp:
         _ask_mpp(slide)
-    return slide_layer_data(slide)
+    return slide_layer_data(slide, levels)
 
 
 def _try_pixels(slide: Slide) -> None:

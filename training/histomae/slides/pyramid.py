@@ -40,8 +40,8 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 LEAST_CHUNK_PX = 200
 #: Side of a chunk that is not made of the file's tiles, pixels.
 CHUNK_PX = 512
-#: The coarsest level has no longer side.
-SMALLEST_PX = 1024
+#: The coarsest level has no longer side; a window shows it whole, and reads no other.
+SMALLEST_PX = 2048
 #: A chunk is the mean of blocks of at most this side: of 16 chunks.
 MOST_REDUCTION = 4
 #: Chunks ahead are asked for at this priority; what is looked at, at 0.
@@ -190,23 +190,29 @@ class PyramidLevel:
             return block, None
         cols, rows = self._touched(box)
         wanted = [(col, row) for row in rows for col in cols]
-        requests = self._ask(wanted) if at_once else []
-        block[:] = self._background
+        if at_once:
+            self._ask([at for at in wanted if self.is_missing(*at)])
         error = None
-        for col, row in wanted:
+        high, wide, _ = self.chunks
+        # From the end, while other threads begin at the beginning.
+        for col, row in reversed(wanted):
             chunk, reason = self._chunk(col, row)
             error = error or reason
-            left, top = col * self.chunks[1] - x0, row * self.chunks[0] - y0
+            left, top = col * wide - x0, row * high - y0
+            if chunk.shape[:2] != (high, wide):  # the slide ends here
+                place = np.s_[max(0, top) : top + high, max(0, left) : left + wide]
+                block[place] = self._background
             _paste(block, chunk, left, top)
-        for request in requests:
-            request.cancel()
         return block, error
 
-    def _ask(self, wanted: list[tuple[int, int]]) -> list[TileRequest]:
-        """Let other threads begin with chunks that are not decoded yet."""
-        missing = [at for at in wanted if self.is_missing(*at)]
-        # The first one is made here, while they begin.
-        return [self.tiles.request(*at, priority=0) for at in missing[1:]]
+    def begin(self) -> None:
+        """Let other threads begin to decode the whole level."""
+        cols, rows = self.grid
+        self._ask([(col, row) for row in range(rows) for col in range(cols)])
+
+    def _ask(self, wanted: list[tuple[int, int]]) -> None:
+        for at in wanted:
+            self.tiles.request(*at, priority=0)
 
     def _touched(self, box: tuple[int, int, int, int]) -> tuple[range, range]:
         """Return the columns and rows of the chunks that a box touches."""
@@ -247,9 +253,10 @@ def pyramid(
 ) -> list[PyramidLevel]:
     """Return the levels of a slide for a viewer, finest first.
 
-    Level ``i`` has ``2**i`` level-0 pixels per pixel, whatever the file stores; the
-    last is the first whose longer side is ``SMALLEST_PX`` or less. Every shape is that
-    of the last one times a power of two.
+    Level ``i`` has ``2**i`` level-0 pixels per pixel, whatever the file stores. The
+    last is the first whose longer side is ``SMALLEST_PX`` or less, or the one that the
+    file stores after a wide gap. Every shape is that of the last one times a power of
+    two.
 
     Parameters
     ----------
@@ -259,10 +266,11 @@ def pyramid(
         Called with the error when a tile cannot be read.
     """
     width, height = slide.dimensions
+    maker, ahead = _Maker(slide, cache or shared_cache()), Ahead()
     halvings = max(0, math.ceil(math.log2(max(width, height) / SMALLEST_PX)))
+    while maker.is_in_wide_gap(2**halvings):  # on to what the file stores
+        halvings += 1
     last = (math.ceil(height / 2**halvings), math.ceil(width / 2**halvings))
-    maker = _Maker(slide, cache or shared_cache())
-    ahead = Ahead()
     levels: dict[int, PyramidLevel] = {}
 
     def level(factor: int) -> PyramidLevel:
@@ -302,20 +310,30 @@ class _Maker:
         """Return the chunks of the level of a factor; ``level`` gives other levels."""
         if factor in self._stored:
             return _native_tiles(self._slide, self._stored[factor], self._cache)
-        finer = max(f for f in self._stored if f < factor)
-        if self._nearest(factor) * 2 > finer * 3:
+        finer = self._finer(factor)
+        if self._is_near_another(factor):
             return _ResampledTiles(self._slide, factor, self._cache)
-        if factor > finer * MOST_REDUCTION:
-            if factor < max(self._stored):
-                return _EnlargedTiles(self._slide, level(2 * factor), self._cache)
-            while factor > finer * MOST_REDUCTION:
-                finer *= MOST_REDUCTION
+        if self.is_in_wide_gap(factor):
+            return _EnlargedTiles(self._slide, level(2 * factor), self._cache)
+        while factor > finer * MOST_REDUCTION:
+            finer *= MOST_REDUCTION
         return _ReducedTiles(self._slide, level(finer), factor // finer, self._cache)
 
-    def _nearest(self, factor: int) -> float:
-        """Return the factor of the coarsest stored level that is fine enough."""
+    def is_in_wide_gap(self, factor: int) -> bool:
+        """Tell whether the file stores levels on both sides, the finer one far off."""
+        return (
+            factor not in self._stored
+            and self._finer(factor) * MOST_REDUCTION < factor < max(self._stored)
+            and not self._is_near_another(factor)
+        )
+
+    def _finer(self, factor: int) -> int:
+        return max(f for f in self._stored if f <= factor)
+
+    def _is_near_another(self, factor: int) -> bool:
+        """Tell whether a level of an odd factor is nearer than those that fit."""
         known = [max(level.factor) for level in self._slide.levels]
-        return max(f for f in known if f <= factor)
+        return max(f for f in known if f <= factor) > 1.5 * self._finer(factor)
 
 
 def _native_tiles(slide: Slide, level: Level, cache: TileCache) -> Tiles:
