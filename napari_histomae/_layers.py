@@ -15,8 +15,8 @@ with shapes rounded from the true factor, ``f`` is off by at most half a pixel o
 level over the whole slide. ``EDGE_TO_CENTRE`` below is the only half pixel there is.
 
 Layers that we make carry ``metadata["histomae"]``, with the slide's id and a ``kind``:
-``slide``, ``heatmap``, ``classes``, ``picture``, ``outline`` or ``annotations``. No
-other layer is ever touched.
+``slide``, ``tissue``, ``heatmap``, ``classes``, ``picture``, ``outline`` or
+``annotations``. No other layer is ever touched.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from histomae.errors import SlideError
     from histomae.slides.annotations import Annotation
     from histomae.slides.heatmap import Heatmap
+    from histomae.slides.pyramid import PyramidLevel
+    from histomae.slides.tissue import TissueMask
 
 Array = np.ndarray[Any, Any]
 Color = tuple[int, int, int]
@@ -53,6 +55,9 @@ OUTLINE_PX = 2.0
 KEY = "histomae"
 #: Overlays never hide the tissue.
 OVERLAY_OPACITY = 0.4
+#: What is no tissue lies under a veil, through which it can still be seen.
+VEIL_COLOR: Color = (40, 52, 72)
+VEIL_OPACITY = 0.55
 #: A slide that cannot be read complains no more often than this, s.
 COMPLAINT_EVERY_S = 60.0
 #: Side of a usual view, screen pixels.
@@ -144,15 +149,31 @@ def look_at(
 _open_slides: weakref.WeakValueDictionary[str, Slide] = weakref.WeakValueDictionary()
 
 
-def slide_layer_data(slide: Slide) -> tuple[Any, dict[str, Any], str]:
-    """Return a slide as napari's ``(data, attributes, "image")``.
+def slide_levels(slide: Slide) -> list[PyramidLevel]:
+    """Return the levels of a slide for a viewer; the first picture is begun already.
 
-    A lazy multiscale layer, RGB uint8, in micrometres; read as it is looked at. A chunk
-    that cannot be read is grey and is complained of once a minute.
+    A tile that cannot be read is grey and hatched, and complained of once a minute.
     """
     from histomae.slides.pyramid import pyramid
 
     levels = pyramid(slide, on_error=_Complaints(slide.path.name))
+    levels[-1].begin()
+    return levels
+
+
+def slide_layer_data(
+    slide: Slide, levels: Sequence[PyramidLevel] | None = None
+) -> tuple[Any, dict[str, Any], str]:
+    """Return a slide as napari's ``(data, attributes, "image")``.
+
+    A lazy multiscale layer, RGB uint8, in micrometres; read as it is looked at.
+
+    Parameters
+    ----------
+    levels
+        What :func:`slide_levels` returned, if it was called before.
+    """
+    levels = levels or slide_levels(slide)
     _open_slides[_key(slide.path)] = slide
     attributes = {
         "name": slide.name,
@@ -348,6 +369,41 @@ def restyle_classes(
 ) -> None:
     """Recolour a map of classes, and draw only the labels (1 to K) in ``shown``."""
     layer.colormap = _class_colormap(class_colors, shown)
+
+
+def show_tissue(
+    viewer: napari.viewer.Viewer, slide: Slide, tissue: TissueMask, name: str
+) -> Image:
+    """Lay a veil over whatever is no tissue; the tissue itself is left as it is.
+
+    It lies right above the slide, below all results. A layer of the same name on the
+    same slide is replaced.
+    """
+    from napari.utils.colormaps import Colormap
+
+    veil = _rgba_of(VEIL_COLOR, 1.0)
+    attributes = {
+        **raster_placement(slide, (0.0, 0.0), tissue.pixel_size_l0),
+        "colormap": Colormap([veil * (1, 1, 1, 0), veil], name="veil"),
+        "contrast_limits": (0, 1),
+        "interpolation2d": "nearest",
+        "opacity": VEIL_OPACITY,
+        "blending": "translucent",
+    }
+    known = set(viewer.layers)
+    veiled = (~tissue.mask).astype(np.uint8)
+    layer = _show(viewer, slide, "tissue", name, veiled, attributes, viewer.add_image)
+    if layer not in known:
+        put_right_above(viewer, slide, layer)
+    return layer
+
+
+def put_right_above(viewer: napari.viewer.Viewer, slide: Slide, layer: Layer) -> None:
+    """Move a layer to right above its slide: below what was drawn or clicked."""
+    below = layers_of(viewer, slide, "slide")
+    if below:
+        at = viewer.layers.index(below[-1]) + 1
+        viewer.layers.move(viewer.layers.index(layer), at)
 
 
 def show_picture(

@@ -38,7 +38,7 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
     from napari.utils.notifications import show_error
 
     from histomae.errors import SlideError
-    from histomae.slides.slide import find_slides
+    from histomae.slides.find import find_slides
 
     layers: list[LayerData] = []
     for given in _paths(path):
@@ -57,13 +57,14 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
 
 def _read_slide(path: Path) -> LayerData:
     from histomae.slides.slide import Slide
-    from napari_histomae._layers import slide_layer_data
+    from napari_histomae._layers import slide_layer_data, slide_levels
 
     slide = Slide.open(path)
+    levels = slide_levels(slide)
     _try_pixels(slide)
     if not slide.has_mpp:
         _ask_mpp(slide)
-    return slide_layer_data(slide)
+    return slide_layer_data(slide, levels)
 
 
 def _try_pixels(slide: Slide) -> None:
@@ -97,7 +98,7 @@ def _ask_mpp(slide: Slide) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    from histomae.slides.slide import is_slide
+    from histomae.slides.find import is_slide
 
     try:
         if path.is_dir():

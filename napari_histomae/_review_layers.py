@@ -73,7 +73,7 @@ def show_map(
         if (other is layer) != other.visible:
             other.visible = other is layer
     if layer not in known:
-        _put_above(viewer, slide, layer)
+        _layers.put_right_above(viewer, slide, layer)
     return layer
 
 
@@ -194,14 +194,6 @@ def attention_colormap() -> Any:
     colors = ensure_colormap("inferno").map(np.linspace(0.3, 1, 256)).copy()
     colors[:, 3] = np.linspace(0, 1, len(colors))
     return Colormap(colors, name="attention")
-
-
-def _put_above(viewer: napari.viewer.Viewer, slide: Slide, layer: Layer) -> None:
-    """Move a layer to right above its slide: below what was drawn or clicked."""
-    below = _layers.layers_of(viewer, slide, "slide")
-    if below:
-        at = viewer.layers.index(below[-1]) + 1
-        viewer.layers.move(viewer.layers.index(layer), at)
 
 
 # ---- the clicked tile as layers

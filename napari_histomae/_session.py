@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from histomae.infer.encoder import TileEncoder
     from histomae.models.probe import Probe
     from histomae.slides.slide import Slide
+    from histomae.slides.tissue import TissueParams
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,15 @@ class Session:
         A slide was opened or closed, or its pixel size became known.
     slide_changed
         Another slide is the one worked on (:attr:`slide`).
+    tissue_changed
+        Something else counts as tissue on a slide: its id.
     model_changed, probe_changed
         :attr:`model_path`, or :attr:`probe`, is another one.
     """
 
     slides_changed = Signal()
     slide_changed = Signal()
+    tissue_changed = Signal(str)
     model_changed = Signal()
     probe_changed = Signal()
 
@@ -132,6 +136,14 @@ class Session:
         _layers.apply_mpp(self.viewer, slide)
         self.viewer.reset_view()
         self.slides_changed.emit()
+
+    def set_tissue(self, slide: Slide, params: TissueParams) -> None:
+        """Take what counts as tissue on a slide, and remember it."""
+        from histomae.slides.tissue import remember_params, remembered_params
+
+        if params != remembered_params(slide):
+            remember_params(slide, params)
+            self.tissue_changed.emit(slide.slide_id)
 
     def study_folder(self, slide: Slide) -> Path:
         """Return the folder of what was drawn and found on a slide."""

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from benchmarks.made_slides import write_made_slide
+
 # Before torch is imported: threads that wait sleep, as in a training of the dock.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -136,5 +138,23 @@ def make_slide(tmp_path_factory, position_picture, shrink):
                     **tags,
                 )
         return Path(path)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def made_slide(tmp_path_factory):
+    """Return a function that writes a huge slide of a few megabytes, once of each kind.
+
+    ``made_slide(size, factors=..., tile_px=..., mpp=...) -> Path``; see the benchmarks'
+    ``made_slides``.
+    """
+    folder, made = tmp_path_factory.mktemp("made"), {}
+
+    def write(size=(200_000, 200_000), **how) -> Path:
+        key = (size, *how.items())
+        if key not in made:
+            made[key] = write_made_slide(folder / f"made-{len(made)}.svs", size, **how)
+        return made[key]
 
     return write

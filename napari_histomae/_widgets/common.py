@@ -237,15 +237,24 @@ class MoreSettings(QWidget):
     """A fold for what is rarely needed; its title shows the present values.
 
     Put a layout on ``body``; call :meth:`set_summary` when a value changes.
+
+    Parameters
+    ----------
+    one_line
+        Show the values beside the title, and also while the fold is open.
     """
 
     toggled = Signal(bool)
 
     def __init__(
-        self, title: str = "More settings", parent: QWidget | None = None
+        self,
+        title: str = "More settings",
+        parent: QWidget | None = None,
+        *,
+        one_line: bool = False,
     ) -> None:
         super().__init__(parent)
-        self._title = title
+        self._one_line = one_line
         self._button = QToolButton()
         self._button.setCheckable(True)
         self._button.setAutoRaise(True)
@@ -261,8 +270,14 @@ class MoreSettings(QWidget):
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         layout.setSpacing(2)
-        layout.addWidget(self._button)
-        layout.addWidget(self._summary)
+        title_row = QHBoxLayout()
+        title_row.addWidget(self._button)
+        layout.addLayout(title_row)
+        if one_line:
+            title_row.addWidget(self._summary, 1)
+        else:
+            title_row.addStretch(1)
+            layout.addWidget(self._summary)
         layout.addWidget(self.body)
 
     @property
@@ -285,7 +300,7 @@ class MoreSettings(QWidget):
 
     def _on_toggled(self, shown: bool) -> None:
         self.body.setVisible(shown)
-        self._summary.setVisible(not shown)
+        self._summary.setVisible(self._one_line or not shown)
         self._button.setArrowType(
             Qt.ArrowType.DownArrow if shown else Qt.ArrowType.RightArrow
         )

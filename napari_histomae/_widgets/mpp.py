@@ -18,7 +18,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from histomae.slides.slide import MAX_MPP, MIN_MPP
+from histomae.slides.pixel_size import MAX_MPP, MIN_MPP
 
 if TYPE_CHECKING:
     from histomae.slides.slide import Slide

@@ -35,6 +35,7 @@ from napari_histomae._widgets.model import ModelChooser
 from napari_histomae._widgets.review_files import ClassifierButton, ExportButton
 from napari_histomae._widgets.tile_looker import TileLooker
 from napari_histomae._widgets.tile_panel import TilePanel
+from napari_histomae._widgets.tissue_fold import TissueFold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -75,6 +76,7 @@ class ReviewDock(QWidget):
         self.first_step = QPushButton()
         self.run_button = QPushButton("Run on slide")
         self.cancel_button = QPushButton("Cancel")
+        self.tissue = TissueFold(self._session)
         self.maps = MapPanel(self._session, self._results)
         self.tile = TilePanel()
         self.looker = TileLooker(self._session, self.tile, self)
@@ -130,6 +132,7 @@ class ReviewDock(QWidget):
 
         layout = dock_layout(self)
         layout.addLayout(form)
+        layout.addWidget(self.tissue)
         layout.addWidget(self.maps)
         layout.addWidget(line)
         layout.addWidget(self.tile, 1)
@@ -268,6 +271,11 @@ class ReviewDock(QWidget):
         self._refresh_buttons()
         self.state.idle("Stopped; nothing was changed.")
 
+    def _on_tissue_changed(self, slide_id: str) -> None:
+        known = self._results.on(self.slide)
+        if known and self.slide and self.slide.slide_id == slide_id:
+            self.state.idle("The tissue was set anew. Run on slide to take it in.")
+
     # ---- tiles
 
     def step(self, by: int) -> None:
@@ -391,6 +399,7 @@ class ReviewDock(QWidget):
             session.slides_changed.connect(self._on_slides_changed)
             session.slide_changed.connect(self._on_slide_changed)
             session.probe_changed.connect(self._on_probe_changed)
+            session.tissue_changed.connect(self._on_tissue_changed)
             self._results.changed.connect(self._on_results_changed)
 
     def shut(self) -> None:
@@ -401,6 +410,7 @@ class ReviewDock(QWidget):
         self.hooks.detach()
         self.maps.show_overlays()
         self.looker.shut()
+        self.tissue.shut()
         if self._job is not None:
             self._job.silence()
             self._job.cancel()
@@ -408,6 +418,7 @@ class ReviewDock(QWidget):
         session.slides_changed.disconnect(self._on_slides_changed)
         session.slide_changed.disconnect(self._on_slide_changed)
         session.probe_changed.disconnect(self._on_probe_changed)
+        session.tissue_changed.disconnect(self._on_tissue_changed)
         self._results.changed.disconnect(self._on_results_changed)
         self.model.shut()
 

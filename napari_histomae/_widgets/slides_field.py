@@ -17,15 +17,16 @@ from qtpy.QtWidgets import (
 
 from histomae.errors import HistomaeError, SlideError
 from histomae.events import Event, Progress
+from histomae.slides.find import SHARED_SUFFIXES, SLIDE_SUFFIXES, find_slides
 from histomae.slides.grid import TileGrid, TileSpec
-from histomae.slides.slide import (
-    SHARED_SUFFIXES,
-    SLIDE_SUFFIXES,
-    Slide,
-    default_mpp,
-    find_slides,
+from histomae.slides.slide import Slide, default_mpp
+from histomae.slides.tissue import (
+    TissueMask,
+    TissueParams,
+    remembered_params,
+    tissue_cells,
+    tissue_mask,
 )
-from histomae.slides.tissue import TissueMask, tissue_cells, tissue_mask
 from napari_histomae._jobs import Job, describe, start_job
 from napari_histomae._widgets.common import (
     SPACING,
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 
     from napari_histomae._session import Session
 
+#: Tissue by the slide's id and what counts as tissue on it.
+Masks = dict[tuple[str, TissueParams], TissueMask]
 #: Wait for more typing before slides are looked at again, ms.
 PATIENCE_MS = 300
 
@@ -83,7 +86,7 @@ class SlidesField(QWidget):
         self._session = session
         self._chosen: tuple[Path, ...] = ()
         self._spec: tuple[int, float | None] = (224, None)
-        self._masks: dict[str, TissueMask] = {}
+        self._masks: Masks = {}
         self._job: Job | None = None
         self.survey = Survey()
         self.problem = ""
@@ -112,6 +115,7 @@ class SlidesField(QWidget):
         self.sample_button.clicked.connect(self._on_sample)
         self.mpp_button.clicked.connect(self._on_mpp)
         session.slides_changed.connect(self._on_slides_changed)
+        session.tissue_changed.connect(self._on_tissue_changed)
 
         row = QHBoxLayout()
         row.setContentsMargins(0, 0, 0, 0)
@@ -160,6 +164,7 @@ class SlidesField(QWidget):
         """Stop looking at slides, and listen no more."""
         self._stop_looking()
         self._session.slides_changed.disconnect(self._on_slides_changed)
+        self._session.tissue_changed.disconnect(self._on_tissue_changed)
 
     def _stop_looking(self) -> None:
         self._timer.stop()
@@ -172,6 +177,10 @@ class SlidesField(QWidget):
     def _on_slides_changed(self) -> None:
         if self.follows_open_slides or self.survey.without_mpp:
             self._renew()
+
+    def _on_tissue_changed(self, slide_id: str) -> None:
+        if slide_id in {slide.slide_id for slide in self.survey.slides}:
+            self._timer.start()
 
     def _renew(self) -> None:
         self.survey, self.problem = Survey(), ""
@@ -286,7 +295,7 @@ def survey(
     mpp: float | None,
     *,
     known: dict[str, Slide],
-    masks: dict[str, TissueMask],
+    masks: Masks,
 ) -> Generator[Event, None, Survey]:
     """Open slides and count their tiles of tissue.
 
@@ -299,7 +308,7 @@ def survey(
     known
         Slides that are open already, by path.
     masks
-        Tissue found before, by the slide's id; what is found is added.
+        Tissue found before; what is found is added.
 
     Raises
     ------
@@ -317,14 +326,15 @@ def survey(
     tiles: int | None = 0
     for number, slide in enumerate(slides):
         yield Progress("looking for tissue", number, len(slides))
-        if slide.slide_id not in masks:
-            masks[slide.slide_id] = tissue_mask(slide)
-        counted = _tiles_in(slide, TileSpec(tile_px, mpp or automatic), masks)
+        key = (slide.slide_id, remembered_params(slide))
+        if key not in masks:
+            masks[key] = tissue_mask(slide, key[1])
+        counted = _tiles_in(slide, TileSpec(tile_px, mpp or automatic), masks[key])
         tiles = None if tiles is None or counted is None else tiles + counted
     return Survey(tuple(slides), automatic, tiles)
 
 
-def _tiles_in(slide: Slide, spec: TileSpec, masks: dict[str, TissueMask]) -> int | None:
+def _tiles_in(slide: Slide, spec: TileSpec, tissue: TissueMask) -> int | None:
     """Count tiles with tissue; None if the slide has no such resolution."""
     try:
         grid = TileGrid.over(slide, spec)
@@ -332,7 +342,7 @@ def _tiles_in(slide: Slide, spec: TileSpec, masks: dict[str, TissueMask]) -> int
         raise
     except HistomaeError:
         return None
-    return len(tissue_cells(grid, masks[slide.slide_id]))
+    return len(tissue_cells(grid, tissue))
 
 
 def _make_sample() -> Generator[Event, None, Path]:

@@ -80,6 +80,7 @@ from napari_histomae._widgets.slides_field import (
     dropped_paths,
     on_drop,
 )
+from napari_histomae._widgets.tissue_fold import TissueFold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -147,6 +148,7 @@ class TrainDock(QWidget):
 
     def _make_fields(self) -> None:
         self.slides = SlidesField(self._session)
+        self.tissue = TissueFold(self._session)
         self.method = QComboBox()
         for name in METHODS:
             self.method.addItem(METHOD_WORDS[name][0], name)
@@ -231,6 +233,7 @@ class TrainDock(QWidget):
         form.setColumnStretch(1, 1)
         rows: list[tuple[str | None, QWidget]] = [
             ("Slides", self.slides),
+            (None, self.tissue),
             ("Method", self.method),
             ("", self.method_words),
             ("Preset", self.preset),
@@ -782,6 +785,7 @@ class TrainDock(QWidget):
             return
         self._is_shut = True
         self.slides.shut()
+        self.tissue.shut()
         self._tick.stop()
         self._session.slide_changed.disconnect(self._say_where_to_begin)
         if self._job is None or not self._job.running:

@@ -120,3 +120,53 @@ class TestFaults:
         found = figures(process)
         broken = found["cases with a broken promise"]["value"]
         assert broken == found["cases run"]["value"] >= 4
+
+
+class TestReaderSpeed:
+    #: How fast is no matter of a test.
+    ANY_SPEED = ("--goal-jpeg", "0", "--goal-jp2", "0", "--goal-crops-jpeg", "0")
+    ANY_SPEED += ("--goal-crops-jp2", "0")
+
+    def test_tiles_are_openslides(self):
+        process = start("reader_speed.py", "--json", *self.ANY_SPEED)
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["JPEG: native tiles against OpenSlide"]["value"] > 0
+        assert found["JPEG 2000: pixels that differ from OpenSlide's"]["value"] == 0
+
+    def test_a_tile_that_differs_is_found(self):
+        process = start("reader_speed.py", "--json", "--plant", *self.ANY_SPEED)
+        assert process.returncode == 1, process.stderr
+        for name in ("JPEG", "JPEG 2000"):
+            differ = figures(process)[f"{name}: pixels that differ from OpenSlide's"]
+            assert differ["value"] > 0
+
+
+class TestMutants:
+    def test_damaged_slides_are_survived(self):
+        process = start("mutants.py", "--json", "--goal-s", "20")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["mutants"]["value"] == 36
+        assert found["of them refused somewhere, by SlideError"]["value"] > 10
+        assert found["tiles compared with OpenSlide's"]["value"] > 100
+
+    def test_tiles_that_openslide_refuses_are_found(self):
+        process = start("mutants.py", "--json", "--plant", "--goal-s", "20")
+        assert process.returncode == 1, process.stderr
+        wrong = figures(process)["tiles that OpenSlide refuses or differ"]
+        assert wrong["value"] > 0
+
+
+class TestSlideFaults:
+    def test_a_slide_that_comes_back_is_read_again(self):
+        process = start("slide_faults.py", "--json", "--goal-s", "20", "--count", "2")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["ways to go away, times what is done meanwhile"]["value"] == 12
+        assert found["of them noticed by a reader"]["value"] >= 12
+
+    def test_a_dead_handle_that_is_kept_is_found(self):
+        process = start("slide_faults.py", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["longest time until it reads again"]["is_met"]

@@ -27,7 +27,7 @@ def test_nothing_is_guessed_where_nothing_is_known(bare, qtbot):
 
 
 def test_the_objectives_power_fills_the_field(bare, qtbot):
-    bare._properties["openslide.objective-power"] = "20"
+    bare._file.properties["openslide.objective-power"] = "20"
     dialog = MppDialog(bare)
     qtbot.addWidget(dialog)
     assert dialog.mpp == 0.5

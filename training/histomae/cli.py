@@ -652,7 +652,7 @@ def _each(
 
 def _told_apart(paths: Sequence[Path]) -> list[Path]:
     """Return the slides among files and folders; no two may have one name."""
-    from histomae.slides.slide import find_slides
+    from histomae.slides.find import find_slides
 
     if not paths:
         raise ConfigError("slides", "none is given. Name slides or a folder.")

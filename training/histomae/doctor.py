@@ -136,7 +136,8 @@ def _openslide() -> Finding:
 def _formats() -> Finding:
     """Read a slide that is made on the spot, and name the formats."""
     try:
-        from histomae.slides.slide import SHARED_SUFFIXES, SLIDE_SUFFIXES, Slide
+        from histomae.slides.find import SHARED_SUFFIXES, SLIDE_SUFFIXES
+        from histomae.slides.slide import Slide
 
         with (
             tempfile.TemporaryDirectory() as folder,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from histomae.errors import SlideError
+from histomae.learn import crops
 from histomae.learn.crops import CropReader
 from histomae.slides.crops import CropManifest, SlideEntry
 
@@ -173,16 +174,93 @@ def test_reading_is_ahead_of_the_computing(manifest):
         assert sum(len(slide.reads) for slide in slides) == 3  # and no further
 
 
-def test_a_broken_slide_is_an_error_where_it_is_used(manifest):
-    class Broken(FakeSlide):
-        def read_region(self, *_):
-            raise SlideError("a.svs cannot be read. Copy it again.")
+class Damaged(FakeSlide):
+    """Cannot be read where x is one of ``bad``; everywhere, without."""
 
-    with (
-        CropReader([Broken(1), FakeSlide(2)], manifest) as reader,
-        pytest.raises(SlideError, match="Copy it again"),
-    ):
-        list(reader.stream([np.array([0])]))
+    def __init__(self, name, bad=None):
+        super().__init__(name)
+        self.bad = bad
+
+    def read_region(self, xy_l0, size_px, mpp):
+        if self.bad is None or xy_l0[0] in self.bad:
+            raise SlideError("a.svs cannot be read. Copy it again.")
+        return super().read_region(xy_l0, size_px, mpp)
+
+
+def test_others_stand_in_for_crops_that_cannot_be_read(manifest):
+    with CropReader([Damaged(1, {2, 6}), FakeSlide(2)], manifest) as reader:
+        got = reader.read_batch(np.array([2, 4, 6, 5, 6]))
+        assert [x for x, _, _ in told(got)] == [4, 4, 5, 5, 4]
+        assert reader.complaints() == [
+            "2 of 10 crops could not be read and were left out. a.svs cannot be read. "
+            "Copy it again."
+        ]
+        assert reader.complaints() == reader.complaints(at_the_end=True) == []
+        reader.read_batch(np.array([2, 4, 6]))  # the same again
+        assert reader.complaints(at_the_end=True) == []
+        with pytest.raises(SlideError, match="Copy it again"):
+            reader.read(2)
+
+
+def test_complaints_do_not_come_for_every_crop(manifest):
+    with CropReader([Damaged(1), FakeSlide(2)], manifest) as reader:
+        said = []
+        for index in (0, 2, 4, 6, 8):
+            reader.read_batch(np.array([index, 1]))
+            said += reader.complaints()
+        assert [each.split(" of ")[0] for each in said] == ["1", "2", "4"]
+        (last,) = reader.complaints(at_the_end=True)
+        assert last.startswith("5 of 10 crops")
+
+
+def test_a_batch_without_any_takes_another_of_its_kind(manifest):
+    held_out = np.arange(10) % 2 == 0
+    manifest = replace(manifest, held_out=held_out)
+    slides = [Damaged(1, {0, 2}), Damaged(2, {1, 3})]
+    with CropReader(slides, manifest) as reader:
+        for batch in ([0], [2, 0], [1], [3, 1]):
+            for x, _, _ in told(reader.read_batch(np.array(batch))):
+                assert x not in (0, 1, 2, 3)
+                assert held_out[x] == held_out[batch[0]]
+
+
+def test_when_nothing_can_be_read_it_waits_and_then_ends(manifest, monkeypatch):
+    monkeypatch.setattr(crops, "AGAIN_S", 0.01)
+    monkeypatch.setattr(crops, "GIVE_UP_S", 0.2)
+    slide = Damaged(1)
+    with CropReader([slide, Damaged(2)], manifest) as reader:
+        with pytest.raises(SlideError, match=r"No crop could be .*resume.*a\.svs"):
+            list(reader.stream([np.array([0])]))
+        monkeypatch.setattr(crops, "GIVE_UP_S", 20)
+        stream = reader.stream([np.array([0, 4])])
+        assert next(stream) is None
+        slide.bad = ()  # the drive is back
+        got = next(batch for batch in stream if batch is not None)
+        assert [x for x, _, _ in told(got)] == [0, 0]
+
+
+def test_closing_does_not_wait_for_slides_that_are_gone(manifest):
+    begin = time.monotonic()
+    with CropReader([Damaged(1), Damaged(2)], manifest) as reader:
+        stream = reader.stream([np.array([0])])
+        assert next(stream) is None
+        stream.close()
+    assert time.monotonic() - begin < crops.GIVE_UP_S / 4
+
+
+def test_a_region_that_cannot_be_read_does_not_cost_its_crops(dense):
+    class Holed(Ramp):
+        def read_region(self, xy_l0, size_px, mpp):
+            if size_px[0] == dense.region_px and xy_l0[0] == 0:
+                raise SlideError("A tile of this region is damaged. Copy it again.")
+            return super().read_region(xy_l0, size_px, mpp)
+
+    everything = np.arange(10)
+    with CropReader([Ramp(7)], dense) as whole, CropReader([Holed(7)], dense) as holed:
+        np.testing.assert_array_equal(
+            whole.read_batch(everything), holed.read_batch(everything)
+        )
+        assert holed.complaints(at_the_end=True) == []
 
 
 def test_closing_ends_the_threads(manifest):

@@ -57,6 +57,9 @@ class Memory:
             yield from itertools.repeat(None, self.late)
             yield self.pictures[batch]
 
+    def complaints(self, *, at_the_end=False):
+        return []
+
 
 def train(config, *, method=MAE, source=None, start=0, state=None, count=24, upto=None):
     """Train; return the events, the model and the optimizer."""
@@ -378,6 +381,17 @@ def short_of_memory(most, **changes):
         return MAE.loss(model, given, setting)
 
     return replace(MAE, loss=loss, **changes)
+
+
+def test_what_could_not_be_read_is_said():
+    class Damaged(Memory):
+        def complaints(self, *, at_the_end=False):
+            return ["7 crops were left out."] if at_the_end else []
+
+    events, _, _ = train(CONFIG, source=Damaged())
+    assert events[-1] == Note("7 crops were left out.")
+    assert events.count(events[-1]) == 1
+    assert steps(events)[-1].step == steps(events)[-1].total_steps
 
 
 def test_memory_that_runs_out_halves_the_micro_batch():

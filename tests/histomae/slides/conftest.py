@@ -7,6 +7,7 @@ import openslide
 import pytest
 from PIL import Image, ImageCms
 
+from benchmarks import tiled_slides
 from histomae.slides.slide import Slide
 
 
@@ -80,7 +81,7 @@ def stand_in(tmp_path, monkeypatch):
             handle.opened += 1
             return handle
 
-        monkeypatch.setattr("histomae.slides.slide._open_handle", open_handle)
+        monkeypatch.setattr("histomae.slides.oracle._open_handle", open_handle)
         return Slide.open(path), handle
 
     return make
@@ -149,3 +150,24 @@ def section_slide(section, make_slide):
     picture, tissue = section()
     large = picture.repeat(8, 0).repeat(8, 1)
     return make_slide(large, mpp=1.0, factors=(1, 8)), tissue
+
+
+@pytest.fixture(scope="session")
+def stained():
+    """Return a function that paints what a scanner might see: no two places alike."""
+    return tiled_slides.stained
+
+
+@pytest.fixture(scope="session")
+def make_tiled(tmp_path_factory):
+    """Return a function that writes a slide of tiles as scanners store them.
+
+    ``make_tiled(levels, coding="jpeg ycbcr", ...) -> Path``; see
+    :func:`benchmarks.tiled_slides.write_tiled`.
+    """
+
+    def write(levels, *arguments, **options):
+        path = tmp_path_factory.mktemp("tiled") / "slide.svs"
+        return tiled_slides.write_tiled(path, levels, *arguments, **options)
+
+    return write

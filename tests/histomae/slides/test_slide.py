@@ -14,19 +14,9 @@ from PIL import Image
 from histomae.errors import MissingMppError, SlideError, UpsamplingError
 from histomae.slides import mpp_memory
 from histomae.slides import slide as slide_module
-from histomae.slides.slide import (
-    MAX_MPP,
-    MIN_MPP,
-    Level,
-    Slide,
-    _true_factor,
-    check_mpp,
-    default_mpp,
-    find_slides,
-    flatten,
-    is_slide,
-    unmixed,
-)
+from histomae.slides.find import find_slides
+from histomae.slides.pixel_size import MAX_MPP, MIN_MPP
+from histomae.slides.slide import Level, Slide, _true_factor, check_mpp, default_mpp
 
 WHITE = (255, 255, 255)
 
@@ -137,20 +127,6 @@ def test_stored_levels_that_divide_are_exact(make_slide, noise):
                     (x * factor, y * factor), (30, 40), 0.5 * factor
                 )
                 np.testing.assert_array_equal(read, window(level, x, y, 30, 40))
-
-
-@pytest.mark.parametrize("shift", [0.23, 0.1, 0.004, -0.02, -0.17, -0.25])
-@pytest.mark.parametrize("axis", [0, 1])
-def test_unmixed_undoes_a_linear_interpolation(noise, shift, axis):
-    pixels = np.moveaxis(noise(60, 60).astype(float), axis, 0)
-    weight, step = abs(shift), 1 if shift > 0 else -1
-    mixed = pixels.copy()
-    for at in range(1, 59):
-        mixed[at] = (1 - weight) * pixels[at] + weight * pixels[at + step]
-    solved = unmixed(np.moveaxis(mixed, 0, axis).astype(np.float32), shift, axis=axis)
-    # The ends are not mixed in this test; what that does fades within eight pixels.
-    away = np.moveaxis(solved, axis, 0)[9:-9] - pixels[9:-9]
-    assert np.abs(away).max() < 0.05
 
 
 @pytest.mark.parametrize("factor", [1.0, 1.5, 2.0, 0.95, 1.4492753, 2.7182818, 6.4])
@@ -308,9 +284,9 @@ def test_true_factor_that_is_not_whole():
 def test_levels_of_a_slide(make_slide):
     with Slide.open(make_slide(size=(1203, 901), factors=(1, 2, 8))) as slide:
         assert slide.levels == (
-            Level(0, (1203, 901), (1.0, 1.0)),
-            Level(1, (601, 450), (2.0, 2.0)),
-            Level(2, (150, 112), (8.0, 8.0)),
+            Level(0, (1203, 901), (1.0, 1.0), (256, 256)),
+            Level(1, (601, 450), (2.0, 2.0), (256, 256)),
+            Level(2, (150, 112), (8.0, 8.0), (256, 256)),
         )
 
 
@@ -508,12 +484,6 @@ def test_transparent_areas_take_the_background_of_the_file(stand_in, written, co
         assert (slide.read_region(xy, (30, 30), 0.5) == colour).all()
 
 
-def test_flatten_keeps_opaque_pixels(noise):
-    pixels = noise(30, 20)
-    rgba = np.dstack([pixels, np.full((20, 30), 255, np.uint8)])
-    np.testing.assert_array_equal(flatten(rgba, (1, 2, 3)), pixels)
-
-
 def test_colour_profile_of_the_file(make_slide, swapped_profile):
     with Slide.open(make_slide(iccprofile=swapped_profile)) as slide:
         assert slide.icc_profile == swapped_profile
@@ -614,45 +584,6 @@ def test_threads_read_while_the_slide_is_closed(make_slide, noise):
     slide.close()
     assert len(wrong) == 120
     assert not any(wrong)
-
-
-# ---- which files are slides
-
-
-def test_find_slides_in_files_and_folders(make_slide, tmp_path):
-    folder = tmp_path / "cohort" / "inner"
-    folder.mkdir(parents=True)
-    first = make_slide(path=folder.parent / "b.tiff", factors=(1,))
-    second = make_slide(path=folder / "a.tif", factors=(1,))
-    Image.new("RGB", (30, 30)).save(folder / "picture.tif")
-    (folder / "notes.txt").write_text("none")
-    claimed = folder / "c.svs"
-    claimed.write_text("claimed by its name")
-    assert find_slides([tmp_path / "cohort"]) == [first, second, claimed]
-    round_about = folder / ".." / "b.tiff"
-    assert find_slides([first, tmp_path / "cohort", str(first), round_about]) == [
-        first,
-        second,
-        claimed,
-    ]
-
-
-def test_find_slides_says_what_is_missing(tmp_path):
-    with pytest.raises(SlideError, match=r"nowhere\.svs does not exist\. Check"):
-        find_slides([tmp_path / "nowhere.svs"])
-    with pytest.raises(SlideError, match=r"holds no slide\. Choose"):
-        find_slides([tmp_path])
-
-
-def test_is_slide_never_raises(make_slide, tmp_path):
-    assert is_slide(make_slide(factors=(1,)))
-    assert is_slide("anything.SVS")
-    picture = tmp_path / "picture.tif"
-    Image.new("RGB", (30, 30)).save(picture)
-    (tmp_path / "empty.tiff").touch()
-    (tmp_path / "folder.dcm").mkdir()
-    for name in ("picture.tif", "empty.tiff", "absent.tif", "folder.dcm", "a.png"):
-        assert not is_slide(tmp_path / name)
 
 
 # ---- real slides

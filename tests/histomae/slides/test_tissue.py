@@ -1,25 +1,41 @@
-"""Tissue is found; ink, dust, smears and printed spots are not tissue."""
+"""Tissue is found; ink, edges of glass, dust, smears and spots are not tissue."""
+
+import json
 
 import numpy as np
 import openslide
 import pytest
+from PIL import Image, ImageDraw
+from scipy import ndimage
 
+from benchmarks.made_slides import tissue_at
 from histomae.errors import ConfigError, MissingMppError
+from histomae.files import home
+from histomae.slides import tissue as tissue_module
 from histomae.slides.grid import TileGrid, TileSpec
 from histomae.slides.slide import Slide
+from histomae.slides.slide_file import SlideFile
 from histomae.slides.tissue import (
+    Overview,
     TissueMask,
     TissueParams,
+    closed,
+    dilated,
+    median3,
+    overview,
+    remember_params,
+    remembered_params,
     tissue_cells,
-    tissue_in,
     tissue_mask,
+    without_small,
 )
 
 MPP = 8.0
 
 
-def found(pixels):
-    return tissue_in(pixels, MPP, TissueParams())
+def found(pixels, mpp=MPP, **params):
+    seen = Overview(pixels, (1.0, 1.0), (mpp, mpp))
+    return seen.tissue(TissueParams(**params)).mask
 
 
 def overlap(mask, truth):
@@ -49,9 +65,36 @@ def test_a_picture_full_of_tissue_is_all_tissue(section):
 
 
 def draw_pen(pixels, colour):
-    pixels[30:290, 300:312] = colour
-    pixels[30:42, 250:390] = colour
-    return np.s_[20:300, 240:400]
+    """Draw a felt pen: a soft stroke and a thin one, of a dye that light goes through.
+
+    Where the dye lies twice as thick, twice the light is lost.
+    """
+    drawn = Image.new("L", pixels.shape[1::-1])
+    pen = ImageDraw.Draw(drawn)
+    pen.line([(300, 30), (310, 150), (280, 290)], fill=255, width=40)
+    pen.line([(250, 40), (390, 60), (370, 200)], fill=255, width=18)
+    random = np.random.default_rng(3)
+    streaks = ndimage.gaussian_filter(random.normal(size=pixels.shape[:2]), 5)
+    thick = ndimage.gaussian_filter(np.asarray(drawn) / 255, 1.5)
+    thick *= 1 + 0.15 * streaks / streaks.std()
+    dye = np.log(np.array(colour) / 243)
+    inked = pixels[:, 215:] * np.exp(thick[:, 215:, None].clip(0) * dye)
+    pixels[:, 215:] = np.rint(inked).clip(0, 255).astype(np.uint8)
+    return np.s_[:, 245:]
+
+
+def draw_glass_edges(pixels):
+    """Draw the edge of a cover slip, a shadow along it, and the frame of the scan."""
+    random = np.random.default_rng(2)
+    y, x = np.mgrid[:320, :400]
+    from_edge = x - 300 - y * 0.05
+    light = 1 - 0.6 * np.exp(-(from_edge**2) / 3)
+    light -= 0.15 * np.exp(-((from_edge - 8) ** 2) / 40)
+    light[:, 385:] = 0.25 + 0.1 * random.random((320, 15))
+    light[:6, 245:] = 0.4
+    dark = pixels[:, 245:] * light[:, 245:, None]
+    pixels[:, 245:] = np.rint(dark).astype(np.uint8)
+    return np.s_[:, 245:]
 
 
 def draw_dust(pixels):
@@ -77,26 +120,54 @@ def draw_spots(pixels):
     return np.s_[:, 245:]
 
 
-@pytest.mark.parametrize(
-    "draw",
-    [
-        lambda pixels: draw_pen(pixels, (40, 120, 60)),
-        lambda pixels: draw_pen(pixels, (40, 90, 200)),
-        lambda pixels: draw_pen(pixels, (20, 20, 25)),
-        draw_dust,
-        draw_smear,
-        draw_spots,
-    ],
-    ids=["green pen", "blue pen", "black pen", "dust", "smear", "printed spots"],
-)
-def test_what_is_not_tissue(section, draw):
+INKS = {
+    "green": (40, 120, 60),
+    "pale green": (150, 205, 160),
+    "blue": (40, 90, 200),
+    "dull blue": (50, 70, 160),
+    "dark blue": (35, 40, 110),
+    "pale blue": (110, 140, 200),
+    "black": (20, 20, 25),
+    "worn black": (70, 70, 75),
+}
+MARKS = {
+    **{
+        f"{name} pen": lambda pixels, ink=ink: draw_pen(pixels, ink)
+        for name, ink in INKS.items()
+    },
+    "glass edges": draw_glass_edges,
+    "dust": draw_dust,
+    "smear": draw_smear,
+    "printed spots": draw_spots,
+}
+
+
+@pytest.mark.parametrize("mark", MARKS)
+@pytest.mark.parametrize("factor", [1, 2], ids=["at 8 µm", "at 16 µm"])
+def test_what_is_not_tissue(section, mark, factor):
     pixels, tissue = section()
-    mask = found(pixels.copy())
-    where = draw(pixels)
-    assert not found(pixels)[where].any()
+    marked = pixels.copy()
+    where = MARKS[mark](marked)
+    if factor == 2:  # as from a coarser level
+        pixels, marked = (
+            np.asarray(Image.fromarray(picture).reduce(2))
+            for picture in (pixels, marked)
+        )
+        tissue = tissue[::2, ::2]
+        where = np.s_[:, where[1].start // 2 + 1 :]
+    mask = found(pixels, MPP * factor)
+    with_mark = found(marked, MPP * factor)
+    assert not with_mark[where].any()
     # And the tissue is found beside it as without it.
-    assert overlap(found(pixels), tissue) > 0.95
-    assert overlap(found(pixels), mask) > 0.97
+    assert overlap(with_mark, tissue) > 0.92
+    assert overlap(with_mark, mask) > 0.96
+
+
+def test_marks_are_found_only_where_they_are_left_out(section):
+    pixels, _ = section()
+    where = draw_pen(pixels, INKS["green"])
+    assert not found(pixels)[where].any()
+    assert found(pixels, leave_out_marks=False)[where].sum() > 1000
 
 
 def test_a_pen_across_the_tissue_costs_only_what_it_covers(section):
@@ -125,10 +196,127 @@ def test_tinted_glass_is_glass(section):
     assert overlap(found(tinted), tissue) > 0.95
 
 
-@pytest.mark.parametrize("field", ["mpp", "max_px", "texture_um"])
-def test_params_are_checked(field):
+# ---- what a person sets
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("least_density", -0.1),
+        ("least_texture", None),
+        ("least_texture", "0.1"),
+        ("closing_um", float("nan")),
+        ("least_area_mm2", 1e9),
+        ("largest_hole_mm2", True),
+        ("leave_out_marks", 1),
+    ],
+)
+def test_params_are_checked(field, value):
     with pytest.raises(ConfigError, match=field):
-        TissueParams(**{field: 0})
+        TissueParams(**{field: value})
+
+
+def test_each_param_does_what_it_says(section):
+    pixels, _ = section()
+    pixels[40:60, 320:340] = pixels[150:170, 120:140]  # a piece of 0.026 mm²
+    pixels[150:175, 120:145] = 243  # a hole of 0.04 mm²
+    pixels[:, 130:134] = 243  # a gap of 32 µm
+    mask = found(pixels)
+    assert not mask[40:60, 320:340].any()
+    assert mask[150:175, 120:145].all()
+    assert mask[100, 130:134].all()
+    assert found(pixels, least_area_mm2=0.01)[42:58, 322:338].all()
+    assert not found(pixels, largest_hole_mm2=0.02)[155:170, 138:142].any()
+    assert not found(pixels, closing_um=8, largest_hole_mm2=0)[100, 131:133].any()
+    # More is asked of tissue, less is tissue.
+    dense = [found(pixels, least_density=d).sum() for d in (0.02, 0.1, 0.3, 0.9)]
+    assert dense == sorted(dense, reverse=True)
+    assert dense[0] > 1.2 * dense[2] > 0
+    assert dense[3] == 0
+    varied = [found(pixels, least_texture=t).sum() for t in (0.0, 0.05, 0.15, 0.5)]
+    assert varied == sorted(varied, reverse=True)
+    assert varied[0] > varied[2]
+    assert varied[3] == 0
+
+
+def test_one_overview_answers_every_question(section):
+    pixels, _ = section()
+    seen = Overview(pixels, (1.0, 1.0), (MPP, MPP))
+    for params in (TissueParams(), TissueParams(closing_um=0), TissueParams()):
+        alone = Overview(pixels, (1.0, 1.0), (MPP, MPP)).tissue(params)
+        np.testing.assert_array_equal(seen.tissue(params).mask, alone.mask)
+
+
+def test_what_is_set_is_remembered_for_that_slide(section_slide, make_slide):
+    path, _ = section_slide
+    params = TissueParams(least_density=0.3, leave_out_marks=False)
+    with Slide.open(path) as slide, Slide.open(make_slide()) as other:
+        usual = tissue_mask(slide).mask
+        assert remembered_params(slide) == TissueParams()
+        remember_params(slide, params)
+        assert remembered_params(slide) == params
+        assert remembered_params(other) == TissueParams()
+        np.testing.assert_array_equal(
+            tissue_mask(slide).mask, tissue_mask(slide, params).mask
+        )
+        assert tissue_mask(slide).mask.sum() < usual.sum()
+        np.testing.assert_array_equal(tissue_mask(slide, TissueParams()).mask, usual)
+        remember_params(slide, TissueParams())
+        assert remembered_params(slide) == TissueParams()
+    assert json.loads((home() / "tissue.json").read_text()) == {}
+
+
+@pytest.mark.parametrize(
+    "damaged", [[1], {"least_density": 7}, {"what": 1}, "x", {"closing_um": "wide"}]
+)
+def test_a_damaged_memory_is_no_memory(make_slide, damaged):
+    with Slide.open(make_slide()) as slide:
+        home().mkdir(parents=True, exist_ok=True)
+        (home() / "tissue.json").write_text(json.dumps({slide.slide_id: damaged}))
+        assert remembered_params(slide) == TissueParams()
+
+
+# ---- the small tools
+
+
+def test_tools_match_the_slow_ones():
+    random = np.random.default_rng(0)
+    for shape in ((1, 1), (2, 9), (37, 23), (40, 64)):
+        values = random.integers(0, 256, shape, dtype=np.uint8)
+        slow = ndimage.median_filter(values, 3, mode="nearest")
+        np.testing.assert_array_equal(median3(values), slow)
+        for share in (0.02, 0.5, 0.9):
+            mask = random.random(shape) < share
+            for radius in (0, 1, 2, 5, 11):
+                y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+                disk = x**2 + y**2 <= radius**2
+                np.testing.assert_array_equal(
+                    dilated(mask, radius), ndimage.binary_dilation(mask, disk)
+                )
+                wide = np.pad(mask, radius + 1)
+                slow = ndimage.binary_closing(wide, disk)
+                inside = np.s_[radius + 1 : -radius - 1, radius + 1 : -radius - 1]
+                np.testing.assert_array_equal(closed(mask, radius), slow[inside])
+            np.testing.assert_array_equal(
+                without_small(mask, 3), plain_without_small(mask, 3)
+            )
+
+
+def plain_without_small(mask, most):
+    """Flood every piece, pixel by pixel."""
+    left, kept = {tuple(at) for at in np.argwhere(mask)}, np.zeros_like(mask)
+    while left:
+        piece, border = [], [left.pop()]
+        while border:
+            y, x = border.pop()
+            piece.append((y, x))
+            for near in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+                if near in left:
+                    left.remove(near)
+                    border.append(near)
+        if len(piece) > most:
+            kept[tuple(np.array(piece).T)] = True
+    return kept
 
 
 # ---- on a slide
@@ -156,14 +344,62 @@ def test_mask_of_pixels_that_are_not_square(make_slide, section):
     assert overlap(mask.mask, tissue) > 0.95
 
 
-def test_mask_of_a_large_slide_is_coarser(section_slide):
+def test_mask_of_a_large_slide_is_coarser(section_slide, monkeypatch):
     path, tissue = section_slide
+    monkeypatch.setattr(tissue_module, "MOST_MASK_PX", 160 * 200)
     with Slide.open(path) as slide:
-        mask = tissue_mask(slide, TissueParams(max_px=200))
+        mask = tissue_mask(slide)
     assert mask.mask.shape == (160, 200)
     assert mask.pixel_size_l0 == (16, 16)
     assert mask.pixel_um2 == pytest.approx(256)
     assert overlap(mask.mask, tissue[::2, ::2]) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("sides", "mpp", "level", "size"),
+    [
+        ((20_000, 5_000, 1_250), 0.25, 2, (625, 625)),  # 4 µm/px, shrunk to 8
+        ((20_000, 5_000, 1_250), 0.5, 2, (1_250, 1_250)),
+        ((20_000, 1_250), 2.0, 1, (1_250, 1_250)),  # nothing finer that is small
+        ((20_000, 300), 0.25, 1, (300, 300)),
+        ((2_000, 500), 2.0, 1, (500, 500)),
+        ((2_000, 100), 2.0, 0, (500, 500)),  # level 0 is small itself
+        ((3_000,), 2.0, 0, (750, 750)),
+    ],
+)
+def test_a_small_level_is_read_and_never_a_large_one(stand_in, sides, mpp, level, size):
+    levels = [np.broadcast_to(np.uint8(240), (side, side, 4)) for side in sides]
+    slide, handle = stand_in(
+        levels,
+        {
+            openslide.PROPERTY_NAME_MPP_X: str(mpp),
+            openslide.PROPERTY_NAME_MPP_Y: str(mpp),
+        },
+    )
+    seen = overview(slide)
+    assert {at for at, _, _ in handle.reads} == {level}
+    assert seen.rgb.shape[1::-1] == size
+    assert seen.pixel_size_l0 == pytest.approx((sides[0] / size[0],) * 2)
+    assert seen.pixel_um == pytest.approx((sides[0] / size[0] * mpp,) * 2)
+
+
+@pytest.mark.parametrize("factors", [(1, 64), (1, 4, 16, 64)])
+def test_mask_of_a_huge_slide(made_slide, monkeypatch, factors):
+    """A slide of 25 mm and 10,000 million pixels, of which two million are read."""
+    size, read = (100_000, 100_000), []
+    real_read = SlideFile.read
+
+    def watched(file, level, start, size):
+        read.append((level, size[0] * size[1]))
+        return real_read(file, level, start, size)
+
+    monkeypatch.setattr(SlideFile, "read", watched)
+    with Slide.open(made_slide(size, factors=factors)) as slide:
+        mask = tissue_mask(slide)
+    assert {level for level, _ in read} == {len(factors) - 1}
+    assert sum(pixels for _, pixels in read) < 2.5e6
+    y, x = (np.indices(mask.mask.shape) + 0.5) * mask.pixel_size_l0[0] / size[0]
+    assert overlap(mask.mask, tissue_at(x, y)) > 0.99
 
 
 def test_mask_of_a_slide_without_levels_is_read_in_parts(

@@ -13,7 +13,8 @@ from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
 from histomae.models.probe import Probe
 from histomae.models.tensor_files import is_tensor_file
-from histomae.slides.slide import Slide, find_slides
+from histomae.slides.find import find_slides
+from histomae.slides.slide import Slide
 from histomae.slides.tissue import tissue_mask
 
 #: Files that hold an encoder or a probe, also when they are damaged.

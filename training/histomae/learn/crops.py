@@ -1,15 +1,23 @@
-"""The data set of crops: read beside the computing, kept in memory while they fit."""
+"""The data set of crops: read beside the computing, kept in memory while they fit.
+
+A crop that cannot be read is left out: another one of the batch stands in for it, and
+the training says how many there are. Only when nothing can be read for a while, as when
+a drive was unplugged, does it end.
+"""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotReady
-from itertools import islice
+from itertools import cycle, islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+from histomae.errors import SlideError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from histomae.slides.slide import Slide
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: Decoded pictures are kept up to this many bytes.
@@ -27,6 +36,10 @@ MEMORY_BYTES = 2 * 2**30
 READERS = 2
 #: Longest wait for a batch before saying that it is not ready, seconds.
 PATIENCE_S = 0.1
+#: So many other crops are tried when none of a batch can be read.
+OTHERS = 16
+#: That is tried again after this time, seconds, and given up after the other.
+AGAIN_S, GIVE_UP_S = 1.0, 60.0
 
 
 class Source(Protocol):
@@ -38,6 +51,10 @@ class Source(Protocol):
         None says that nothing is ready yet; it is yielded every ``PATIENCE_S`` while
         reading is slow, so that whoever waits can be asked to stop.
         """
+        ...
+
+    def complaints(self, *, at_the_end: bool = False) -> list[str]:
+        """Return sentences on what cannot be read: what is new, or all at the end."""
         ...
 
     def __enter__(self) -> Source: ...
@@ -84,6 +101,9 @@ class CropReader:
         self._lock = threading.Lock()
         self._readers = readers
         self._pool = ThreadPoolExecutor(max(readers, 1), thread_name_prefix="crops")
+        self._closing = threading.Event()
+        self._unreadable: dict[int, SlideError] = {}
+        self._complained_of = 0
 
     def __len__(self) -> int:
         return len(self._manifest)
@@ -105,14 +125,67 @@ class CropReader:
         """
         if not self._manifest.reads_regions:
             return self._decoded(index, index)
-        region = self._decoded(int(self._manifest.region[index]), index)
+        try:
+            region = self._decoded(int(self._manifest.region[index]), index)
+        except SlideError:  # which need not be for this crop's sake
+            return self._cut(index, self._manifest.xy_l0, self._manifest.crop_px)
         x, y = self._place_in_region(index)
         side = self._manifest.crop_px
         return region[y : y + side, x : x + side]
 
     def read_batch(self, indices: Indices) -> Pixels:
-        """Return several crops, uint8 (N, H, W, 3)."""
-        return np.stack([self.read(index) for index in indices.tolist()])
+        """Return several crops, uint8 (N, H, W, 3).
+
+        In the place of those that cannot be read are others of the batch, or of the
+        manifest where there is none; training and held-out crops are never mixed.
+
+        Raises
+        ------
+        SlideError
+            If nothing could be read for ``GIVE_UP_S`` seconds.
+        """
+        crops = [self._try(index) for index in indices.tolist()]
+        there = [crop for crop in crops if crop is not None]
+        others = cycle(there or [self._another(int(indices[0]))])
+        return np.stack([next(others) if crop is None else crop for crop in crops])
+
+    def complaints(self, *, at_the_end: bool = False) -> list[str]:
+        """Say how many crops could not be read, when that has doubled or at the end."""
+        with self._lock:
+            unreadable = dict(self._unreadable)
+        known, count = self._complained_of, len(unreadable)
+        if count == known or (count < 2 * known and not at_the_end):
+            return []
+        self._complained_of = count
+        reason = list(unreadable.values())[-1]
+        which = f"{count} of {len(self)} crops could not be read and were left out"
+        return [f"{which}. {reason}"]
+
+    def _try(self, index: int) -> Pixels | None:
+        try:
+            return self.read(index)
+        except SlideError as error:
+            with self._lock:
+                self._unreadable[index] = error
+            return None
+
+    def _another(self, index: int) -> Pixels:
+        """Return a crop of the same kind that can be read; wait for one."""
+        held_out = self._manifest.held_out
+        same = np.flatnonzero(held_out == held_out[index])
+        start = int(np.searchsorted(same, index))
+        spread = np.unique(np.linspace(0, len(same) - 1, OTHERS).astype(int))
+        end = time.monotonic() + GIVE_UP_S
+        while True:
+            for away in spread.tolist():
+                crop = self._try(int(same[(start + away) % len(same)]))
+                if crop is not None:
+                    return crop
+            if self._closing.wait(AGAIN_S) or time.monotonic() > end:
+                raise SlideError(
+                    f"No crop could be read for {GIVE_UP_S:.0f} s. Bring the slides "
+                    f"back, then resume. {self._unreadable[index]}"
+                ) from self._unreadable[index]
 
     def stream(self, batches: Iterable[Indices]) -> Iterator[Pixels | None]:
         """Yield the crops of each batch, uint8 (N, H, W, 3), in order, read ahead.
@@ -148,6 +221,7 @@ class CropReader:
 
     def close(self) -> None:
         """End the reading threads and let the memory go."""
+        self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._kept.clear()
 
@@ -195,12 +269,15 @@ class CropReader:
 
     def _decode(self, index: int) -> Pixels:
         manifest = self._manifest
-        corners, side = manifest.xy_l0, manifest.crop_px
         if manifest.reads_regions:
-            corners, side = manifest.region_xy_l0, manifest.region_px
-        slide = self._slides[manifest.slide_index[index]]
-        x, y = corners[index].tolist()
-        return slide.read_region((x, y), (side, side), manifest.mpp)
+            return self._cut(index, manifest.region_xy_l0, manifest.region_px)
+        return self._cut(index, manifest.xy_l0, manifest.crop_px)
+
+    def _cut(self, index: int, corners_l0: Floats, side_px: int) -> Pixels:
+        """Read a square of a crop's slide; its corner is one of (n, 2), by crop."""
+        slide = self._slides[self._manifest.slide_index[index]]
+        x, y = corners_l0[index].tolist()
+        return slide.read_region((x, y), (side_px, side_px), self._manifest.mpp)
 
     def _place_in_region(self, index: int) -> tuple[int, int]:
         """Return a crop's corner (x, y) in its region, pixels at the manifest's mpp."""

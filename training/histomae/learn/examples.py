@@ -13,7 +13,8 @@ from histomae.errors import ConfigError, RunError
 from histomae.events import Event, Heartbeat, Note
 from histomae.learn.crops import CropReader
 from histomae.slides.crops import CropManifest, CropSpec, build_manifest
-from histomae.slides.slide import Slide, default_mpp, find_slides
+from histomae.slides.find import find_slides
+from histomae.slides.slide import Slide, default_mpp
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable

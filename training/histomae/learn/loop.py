@@ -173,7 +173,7 @@ def fit(
     MemoryRanOutError
         If the smallest micro-batch does not fit into memory.
     SlideError
-        If a slide cannot be read.
+        If no slide can be read.
     """
     config = setting.config
     micro_batch = micro_batch_of(method, config)
@@ -248,6 +248,8 @@ def fit(
         if said and not worried:
             yield Note(f"Step {step + 1}: {said}")
         worried = bool(said)
+        is_last = step + 1 == plan.total_steps
+        yield from map(Note, source.complaints(at_the_end=is_last))
 
 
 def _shared(

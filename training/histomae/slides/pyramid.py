@@ -1,67 +1,92 @@
 """A slide as a list of lazy arrays, one per level, for a viewer.
 
 Stored levels may have any factor, leave gaps or be missing altogether. The pyramid's
-levels always halve, down to one below ``SMALLEST_PX``; each is read from the nearest
-finer stored level, in chunks that are kept in a cache of bounded size.
+levels always halve, down to one below ``SMALLEST_PX``. Where the file stores a level of
+that very factor, the chunks of the array are the file's own tiles; between two stored
+levels, chunks are the means of blocks of the finer one. Only where a gap is so wide
+that too much would be decoded, the coarser one is shown enlarged.
 
 A viewer takes the quotient of two levels' shapes for the factor between them. To make
-that true to the last pixel, every level is filled up with white, right and below, to
-whole pixels of the coarsest: by less than one of those.
+that true to the last pixel, every level is filled up with background, right and below,
+to whole pixels of the coarsest: by less than one of those.
+
+What is looked at is decoded in several threads at once; then the chunks around it are
+decoded ahead, and given up when something else is looked at.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+import time
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from PIL import Image
 
 from histomae.errors import SlideError
 from histomae.slides.colour import to_srgb
+from histomae.slides.tile_cache import shared_cache
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from histomae.slides.slide import Slide
+    from histomae.slides.slide import Level, Slide
+    from histomae.slides.tile_cache import TileCache, TileRequest
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+#: Small tiles are gathered to chunks of at least this side, pixels.
+LEAST_CHUNK_PX = 200
+#: Side of a chunk that is not made of the file's tiles, pixels.
 CHUNK_PX = 512
-SMALLEST_PX = 1024
-CACHE_BYTES = 512 << 20
-#: What a chunk that cannot be read looks like: a grey that no stain has.
-UNREADABLE_RGB = (128, 128, 128)
+#: The coarsest level has no longer side; a window shows it whole, and reads no other.
+SMALLEST_PX = 2048
+#: A chunk is the mean of blocks of at most this side: of 16 chunks.
+MOST_REDUCTION = 4
+#: Chunks ahead are asked for at this priority; what is looked at, at 0.
+AHEAD = 1
+#: No more than so many of the file's tiles are decoded for one chunk ahead.
+MOST_TILES_AHEAD = 16
+#: A tile that could not be read is not tried again before this time is over, s.
+RETRY_S = 1.0
+#: So many of those are known at once.
+MOST_FAILURES = 256
+#: What a tile that cannot be read looks like: a grey that no stain has, hatched.
+UNREADABLE_RGB, HATCH_RGB = (128, 128, 128), (160, 160, 160)
+HATCH_EVERY_PX, HATCH_PX = 32, 3
+#: A chunk that lies beyond the slide.
+NOTHING = np.empty((0, 0, 3), np.uint8)
 
 
-class ChunkCache:
-    """Decoded chunks, the least recently used thrown away beyond ``max_bytes``."""
+class IncompleteError(Exception):
+    """Part of a chunk cannot be read: it is shown, marked, and not kept."""
 
-    def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self._chunks: OrderedDict[tuple[Any, ...], Pixels] = OrderedDict()
-        self._bytes = 0
-        self._lock = threading.Lock()
+    def __init__(self, pixels: Pixels, reason: SlideError) -> None:
+        super().__init__(str(reason))
+        self.pixels = pixels
+        self.reason = reason
 
-    def get(self, key: tuple[Any, ...], make: Callable[[], Pixels]) -> Pixels:
-        """Return the chunk of ``key``, made by ``make`` if it is not kept."""
-        with self._lock:
-            if key in self._chunks:
-                self._chunks.move_to_end(key)
-                return self._chunks[key]
-        chunk = make()
-        with self._lock:
-            if key not in self._chunks:
-                self._chunks[key] = chunk
-                self._bytes += chunk.nbytes
-            while self._bytes > self.max_bytes and len(self._chunks) > 1:
-                self._bytes -= self._chunks.popitem(last=False)[1].nbytes
-        return chunk
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of pixels kept."""
-        return self._bytes
+class Tiles(Protocol):
+    """Where the chunks of a level come from.
+
+    ``chunk_px`` is a chunk's (width, height); ``cost`` how many of the file's tiles are
+    decoded for one. A chunk is uint8 (height, width, 3), cut short where the slide
+    ends. Both ways to ask for one raise SlideError, or IncompleteError.
+    """
+
+    chunk_px: tuple[int, int]
+    cost: float
+
+    def peek(self, col: int, row: int) -> Pixels | None:
+        """Return a chunk that is decoded already, at once."""
+
+    def get(self, col: int, row: int) -> Pixels:
+        """Return a chunk."""
+
+    def request(self, col: int, row: int, priority: int) -> TileRequest:
+        """Ask for a chunk ahead."""
 
 
 class PyramidLevel:
@@ -69,17 +94,19 @@ class PyramidLevel:
 
     Parameters
     ----------
-    slide
-        Where the pixels come from.
+    tiles
+        Where its chunks come from.
     factor
         Level-0 pixels per pixel of this level, a power of two.
     shape_yx
-        (height, width) in pixels of this level; white where the slide has ended.
-    cache
-        Shared by the levels of a pyramid.
+        (height, width) in pixels of this level; background where the slide has ended.
+    background
+        Colour of what lies beyond the slide.
     on_error
-        Called with the error when a chunk cannot be read; the chunk is then grey and
-        is tried again the next time it is asked for.
+        Called with the error when a tile cannot be read; it is then grey and hatched,
+        and is tried again when it is asked for later.
+    ahead
+        Told what was looked at.
     """
 
     ndim = 3
@@ -87,20 +114,24 @@ class PyramidLevel:
 
     def __init__(
         self,
-        slide: Slide,
+        tiles: Tiles,
         factor: int,
         shape_yx: tuple[int, int],
         *,
-        cache: ChunkCache,
+        background: tuple[int, int, int],
         on_error: Callable[[SlideError], None] | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         self.shape = (*shape_yx, 3)
         self.factor = factor
-        self.chunks = (CHUNK_PX, CHUNK_PX, 3)
-        self._slide = slide
-        self._cache = cache
+        self.tiles = tiles
+        self.chunks = (*tiles.chunk_px[::-1], 3)
+        self._background = background
         self._on_error = on_error
-        self._convert = to_srgb(slide.icc_profile)
+        self._ahead = ahead
+        self._failures: dict[
+            tuple[int, int], tuple[float, tuple[Pixels, SlideError]]
+        ] = {}
 
     @property
     def size(self) -> int:
@@ -112,6 +143,11 @@ class PyramidLevel:
         """Bytes it would take if it were read whole."""
         return self.size
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(columns, rows) of chunks."""
+        return -(-self.shape[1] // self.chunks[1]), -(-self.shape[0] // self.chunks[0])
+
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -122,7 +158,11 @@ class PyramidLevel:
             _span(one, length)
             for one, length in zip(keys[:2], self.shape[:2], strict=True)
         )
-        pixels = self._block(y0, y1, x0, x1)
+        pixels, error = self.block((x0, y0, x1, y1), at_once=True)
+        if error is not None and self._on_error is not None:
+            self._on_error(error)
+        if self._ahead is not None and pixels.size:
+            self._ahead.look(self, *self._touched((x0, y0, x1, y1)))
         rest = tuple(
             _within(one, start) for one, start in zip(keys[:2], (y0, x0), strict=True)
         )
@@ -134,71 +174,396 @@ class PyramidLevel:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype)
 
-    def _block(self, y0: int, y1: int, x0: int, x1: int) -> Pixels:
+    def block(
+        self, box: tuple[int, int, int, int], *, at_once: bool = False
+    ) -> tuple[Pixels, SlideError | None]:
+        """Return the pixels of a box (x0, y0, x1, y1), and why some cannot be read.
+
+        Parameters
+        ----------
+        at_once
+            Decode in all threads of the cache, and not only in this one.
+        """
+        x0, y0, x1, y1 = box
         block = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         if not block.size:
-            return block
-        for top in range(y0 - y0 % CHUNK_PX, y1, CHUNK_PX):
-            for left in range(x0 - x0 % CHUNK_PX, x1, CHUNK_PX):
-                chunk = self._chunk(top, left)
-                ys = slice(max(y0, top), min(y1, top + chunk.shape[0]))
-                xs = slice(max(x0, left), min(x1, left + chunk.shape[1]))
-                block[ys.start - y0 : ys.stop - y0, xs.start - x0 : xs.stop - x0] = (
-                    chunk[
-                        ys.start - top : ys.stop - top, xs.start - left : xs.stop - left
-                    ]
-                )
-        return block
+            return block, None
+        cols, rows = self._touched(box)
+        wanted = [(col, row) for row in rows for col in cols]
+        if at_once:
+            self._ask([at for at in wanted if self.is_missing(*at)])
+        error = None
+        high, wide, _ = self.chunks
+        # From the end, while other threads begin at the beginning.
+        for col, row in reversed(wanted):
+            chunk, reason = self._chunk(col, row)
+            error = error or reason
+            left, top = col * wide - x0, row * high - y0
+            if chunk.shape[:2] != (high, wide):  # the slide ends here
+                place = np.s_[max(0, top) : top + high, max(0, left) : left + wide]
+                block[place] = self._background
+            _paste(block, chunk, left, top)
+        return block, error
 
-    def _chunk(self, top: int, left: int) -> Pixels:
-        size = (
-            min(CHUNK_PX, self.shape[1] - left),
-            min(CHUNK_PX, self.shape[0] - top),
-        )
+    def begin(self) -> None:
+        """Let other threads begin to decode the whole level."""
+        cols, rows = self.grid
+        self._ask([(col, row) for row in range(rows) for col in range(cols)])
+
+    def _ask(self, wanted: list[tuple[int, int]]) -> None:
+        for at in wanted:
+            self.tiles.request(*at, priority=0)
+
+    def _touched(self, box: tuple[int, int, int, int]) -> tuple[range, range]:
+        """Return the columns and rows of the chunks that a box touches."""
+        x0, y0, x1, y1 = box
+        high, wide, _ = self.chunks
+        return range(x0 // wide, -(-x1 // wide)), range(y0 // high, -(-y1 // high))
+
+    def is_missing(self, col: int, row: int) -> bool:
+        """Tell whether a chunk is not decoded, and worth a try."""
+        return not self._failed(col, row) and self.tiles.peek(col, row) is None
+
+    def _chunk(self, col: int, row: int) -> tuple[Pixels, SlideError | None]:
+        failed = self._failed(col, row)
+        if failed is not None:
+            return failed
         try:
-            return self._cache.get(
-                (self._slide.slide_id, self.factor, top, left),
-                lambda: self._read(top, left, size),
-            )
+            return self.tiles.get(col, row), None
+        except IncompleteError as error:
+            shown = error.pixels, error.reason
         except SlideError as error:
-            if self._on_error is not None:
-                self._on_error(error)
-            return np.full((size[1], size[0], 3), UNREADABLE_RGB, np.uint8)
+            shown = unreadable(self.chunks[:2]), error
+        if len(self._failures) >= MOST_FAILURES:
+            self._failures.clear()
+        self._failures[col, row] = time.monotonic() + RETRY_S, shown
+        return shown
 
-    def _read(self, top: int, left: int, size: tuple[int, int]) -> Pixels:
-        factor = float(self.factor)
-        pixels = self._slide.read_scaled(
-            (left * factor, top * factor), size, (factor, factor)
-        )
-        return self._convert(pixels)
+    def _failed(self, col: int, row: int) -> tuple[Pixels, SlideError] | None:
+        """Return what is shown of a chunk that could not be read a moment ago."""
+        until, shown = self._failures.get((col, row), (0.0, None))
+        return shown if time.monotonic() < until else None
 
 
 def pyramid(
     slide: Slide,
     *,
-    cache: ChunkCache | None = None,
+    cache: TileCache | None = None,
     on_error: Callable[[SlideError], None] | None = None,
 ) -> list[PyramidLevel]:
     """Return the levels of a slide for a viewer, finest first.
 
-    Level ``i`` has ``2**i`` level-0 pixels per pixel, whatever the file stores; the
-    last is the first whose longer side is ``SMALLEST_PX`` or less. Every shape is that
-    of the last one times a power of two.
+    Level ``i`` has ``2**i`` level-0 pixels per pixel, whatever the file stores. The
+    last is the first whose longer side is ``SMALLEST_PX`` or less, or the one that the
+    file stores after a wide gap. Every shape is that of the last one times a power of
+    two.
+
+    Parameters
+    ----------
+    cache
+        Where chunks that are no tiles of the file are kept; None: where all tiles are.
+    on_error
+        Called with the error when a tile cannot be read.
     """
-    cache = cache or ChunkCache()
     width, height = slide.dimensions
+    maker, ahead = _Maker(slide, cache or shared_cache()), Ahead()
     halvings = max(0, math.ceil(math.log2(max(width, height) / SMALLEST_PX)))
+    while maker.is_in_wide_gap(2**halvings):  # on to what the file stores
+        halvings += 1
     last = (math.ceil(height / 2**halvings), math.ceil(width / 2**halvings))
-    return [
-        PyramidLevel(
-            slide,
-            2**i,
-            (last[0] << halvings - i, last[1] << halvings - i),
-            cache=cache,
-            on_error=on_error,
+    levels: dict[int, PyramidLevel] = {}
+
+    def level(factor: int) -> PyramidLevel:
+        if factor not in levels:
+            times = 2**halvings // factor
+            levels[factor] = PyramidLevel(
+                maker.tiles(factor, level),
+                factor,
+                (last[0] * times, last[1] * times),
+                background=slide.background_rgb,
+                on_error=on_error,
+                ahead=ahead,
+            )
+        return levels[factor]
+
+    return [level(2**i) for i in range(halvings + 1)]
+
+
+# ---- where the chunks of a level come from
+
+
+class _Maker:
+    """Decides what each level of a slide is made of."""
+
+    def __init__(self, slide: Slide, cache: TileCache) -> None:
+        self._slide = slide
+        self._cache = cache
+        # Levels of which the pyramid has one just like it; level 0 always is.
+        self._stored = {
+            int(level.factor[0]): level
+            for level in slide.levels
+            if level.factor[0] == level.factor[1]
+            and math.log2(level.factor[0]).is_integer()
+        }
+
+    def tiles(self, factor: int, level: Callable[[int], PyramidLevel]) -> Tiles:
+        """Return the chunks of the level of a factor; ``level`` gives other levels."""
+        if factor in self._stored:
+            return _native_tiles(self._slide, self._stored[factor], self._cache)
+        finer = self._finer(factor)
+        if self._is_near_another(factor):
+            return _ResampledTiles(self._slide, factor, self._cache)
+        if self.is_in_wide_gap(factor):
+            return _EnlargedTiles(self._slide, level(2 * factor), self._cache)
+        while factor > finer * MOST_REDUCTION:
+            finer *= MOST_REDUCTION
+        return _ReducedTiles(self._slide, level(finer), factor // finer, self._cache)
+
+    def is_in_wide_gap(self, factor: int) -> bool:
+        """Tell whether the file stores levels on both sides, the finer one far off."""
+        return (
+            factor not in self._stored
+            and self._finer(factor) * MOST_REDUCTION < factor < max(self._stored)
+            and not self._is_near_another(factor)
         )
-        for i in range(halvings + 1)
-    ]
+
+    def _finer(self, factor: int) -> int:
+        return max(f for f in self._stored if f <= factor)
+
+    def _is_near_another(self, factor: int) -> bool:
+        """Tell whether a level of an odd factor is nearer than those that fit."""
+        known = [max(level.factor) for level in self._slide.levels]
+        return max(f for f in known if f <= factor) > 1.5 * self._finer(factor)
+
+
+def _native_tiles(slide: Slide, level: Level, cache: TileCache) -> Tiles:
+    many = tuple(-(-LEAST_CHUNK_PX // side) for side in level.tile_px)
+    if many == (1, 1) and slide.icc_profile is None:
+        return _NativeTiles(slide, level)
+    return _GatheredTiles(slide, level, (many[0], many[1]), cache)
+
+
+class _NativeTiles:
+    """The file's own tiles of a level."""
+
+    def __init__(self, slide: Slide, level: Level) -> None:
+        self.chunk_px = level.tile_px
+        self.cost = 1.0
+        self._slide = slide
+        self._level = level
+
+    def _is_beyond(self, col: int, row: int) -> bool:
+        cols, rows = self._level.tiles
+        return col >= cols or row >= rows
+
+    def peek(self, col: int, row: int) -> Pixels | None:
+        if self._is_beyond(col, row):
+            return NOTHING
+        return self._slide.cached_native_tile(self._level.index, col, row)
+
+    def get(self, col: int, row: int) -> Pixels:
+        if self._is_beyond(col, row):
+            return NOTHING
+        return self._slide.native_tile(self._level.index, col, row)
+
+    def request(self, col: int, row: int, priority: int) -> TileRequest:
+        return self._slide.request_native_tile(
+            self._level.index, col, row, priority=priority
+        )
+
+
+class _MadeTiles:
+    """Chunks that are made of others, and kept."""
+
+    def __init__(
+        self,
+        slide: Slide,
+        factor: int,
+        chunk_px: tuple[int, int],
+        cost: float,
+        cache: TileCache,
+    ) -> None:
+        self.chunk_px = chunk_px
+        self.cost = cost
+        self._slide = slide
+        self._factor = factor
+        self._cache = cache
+
+    def _key(self, col: int, row: int) -> tuple[Any, ...]:
+        return "view", self._slide.path, self._slide.slide_id, self._factor, col, row
+
+    def peek(self, col: int, row: int) -> Pixels | None:
+        return self._cache.peek(self._key(col, row))
+
+    def get(self, col: int, row: int) -> Pixels:
+        return self._cache.get(self._key(col, row), lambda: self._make(col, row))
+
+    def request(self, col: int, row: int, priority: int) -> TileRequest:
+        return self._cache.request(
+            self._key(col, row), lambda: self._make(col, row), priority=priority
+        )
+
+    def _make(self, col: int, row: int) -> Pixels:
+        raise NotImplementedError
+
+    def _box(self, col: int, row: int) -> tuple[int, int, int, int]:
+        """Return (x0, y0, x1, y1) of a chunk, in pixels of this level."""
+        wide, high = self.chunk_px
+        return col * wide, row * high, (col + 1) * wide, (row + 1) * high
+
+
+class _GatheredTiles(_MadeTiles):
+    """The file's own tiles of a level, several at a time, in the screen's colours."""
+
+    def __init__(
+        self, slide: Slide, level: Level, many: tuple[int, int], cache: TileCache
+    ) -> None:
+        chunk_px = (many[0] * level.tile_px[0], many[1] * level.tile_px[1])
+        cost = float(many[0] * many[1])
+        super().__init__(slide, int(level.factor[0]), chunk_px, cost, cache)
+        native = _NativeTiles(slide, level)
+        # In the file's own pixels; the slide is larger than this at no place.
+        shape = (level.tiles[1] * level.tile_px[1], level.tiles[0] * level.tile_px[0])
+        self._stored = PyramidLevel(
+            native, self._factor, shape, background=slide.background_rgb
+        )
+        self._convert = to_srgb(slide.icc_profile)
+
+    def _make(self, col: int, row: int) -> Pixels:
+        x0, y0, x1, y1 = self._box(col, row)
+        high, wide, _ = self._stored.shape
+        pixels, error = self._stored.block((x0, y0, min(x1, wide), min(y1, high)))
+        return _whole(self._convert(pixels) if pixels.size else pixels, error)
+
+
+class _ReducedTiles(_MadeTiles):
+    """Means of square blocks of a finer level."""
+
+    def __init__(
+        self, slide: Slide, finer: PyramidLevel, by: int, cache: TileCache
+    ) -> None:
+        cost = finer.tiles.cost * by**2
+        super().__init__(slide, finer.factor * by, finer.tiles.chunk_px, cost, cache)
+        self._finer = finer
+        self._by = by
+
+    def _make(self, col: int, row: int) -> Pixels:
+        x0, y0, x1, y1 = (side * self._by for side in self._box(col, row))
+        high, wide, _ = self._finer.shape
+        pixels, error = self._finer.block((x0, y0, min(x1, wide), min(y1, high)))
+        return _whole(np.asarray(Image.fromarray(pixels).reduce(self._by)), error)
+
+
+class _EnlargedTiles(_MadeTiles):
+    """Every pixel of a level of twice the factor, as four."""
+
+    def __init__(self, slide: Slide, coarser: PyramidLevel, cache: TileCache) -> None:
+        cost = coarser.tiles.cost / 4
+        chunk_px = coarser.tiles.chunk_px
+        super().__init__(slide, coarser.factor // 2, chunk_px, cost, cache)
+        self._coarser = coarser
+
+    def _make(self, col: int, row: int) -> Pixels:
+        x0, y0, x1, y1 = self._box(col, row)
+        high, wide, _ = self._coarser.shape
+        box = (x0 // 2, y0 // 2, min(-(-x1 // 2), wide), min(-(-y1 // 2), high))
+        pixels, error = self._coarser.block(box)
+        large = pixels.repeat(2, 0).repeat(2, 1)
+        return _whole(large[y0 % 2 :][: y1 - y0, x0 % 2 :][:, : x1 - x0], error)
+
+
+class _ResampledTiles(_MadeTiles):
+    """A stored level whose factor is near, resampled to the pyramid's."""
+
+    def __init__(self, slide: Slide, factor: int, cache: TileCache) -> None:
+        super().__init__(slide, factor, (CHUNK_PX, CHUNK_PX), 4.0, cache)
+        self._convert = to_srgb(slide.icc_profile)
+
+    def _make(self, col: int, row: int) -> Pixels:
+        x0, y0, x1, y1 = self._box(col, row)
+        factor = float(self._factor)
+        ends = (-(-side // self._factor) for side in self._slide.dimensions)
+        size = tuple(
+            max(0, min(stop, end) - start)
+            for start, stop, end in zip((x0, y0), (x1, y1), ends, strict=True)
+        )
+        if not all(size):
+            return NOTHING
+        return self._convert(
+            self._slide.read_scaled(
+                (x0 * factor, y0 * factor), (size[0], size[1]), (factor, factor)
+            )
+        )
+
+
+def _whole(pixels: Pixels, error: SlideError | None) -> Pixels:
+    if error is not None:
+        raise IncompleteError(pixels, error)
+    return pixels
+
+
+# ---- what is decoded ahead
+
+
+class Ahead:
+    """Asks for the chunks around what was looked at last, and gives up the others."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked: dict[tuple[int, int, int], TileRequest] = {}
+
+    def look(self, level: PyramidLevel, cols: range, rows: range) -> None:
+        """Take note that these columns and rows of chunks are looked at."""
+        ring = set(_ring(level, cols, rows))
+        if level.tiles.cost > MOST_TILES_AHEAD:
+            ring.clear()
+        with self._lock:
+            asked = {at: one for at, one in self._asked.items() if not one.is_done}
+            for at in asked.keys() - ring:
+                asked.pop(at).cancel()
+            for at in ring - asked.keys():
+                if level.is_missing(*at[1:]):
+                    asked[at] = level.tiles.request(*at[1:], priority=AHEAD)
+            self._asked = asked
+
+    @property
+    def waiting(self) -> int:
+        """How many chunks are asked for and not there yet."""
+        with self._lock:
+            return sum(not one.is_done for one in self._asked.values())
+
+
+def _ring(
+    level: PyramidLevel, cols: range, rows: range
+) -> Iterator[tuple[int, int, int]]:
+    """Yield (factor, column, row) of the chunks right around others."""
+    most_cols, most_rows = level.grid
+    for row in range(max(0, rows.start - 1), min(most_rows, rows.stop + 1)):
+        for col in range(max(0, cols.start - 1), min(most_cols, cols.stop + 1)):
+            if row not in rows or col not in cols:
+                yield level.factor, col, row
+
+
+# ---- pixels
+
+
+@lru_cache(maxsize=8)
+def unreadable(shape_yx: tuple[int, int]) -> Pixels:
+    """Return what stands for pixels (H, W) that cannot be read."""
+    y, x = np.ogrid[: shape_yx[0], : shape_yx[1]]
+    is_line = (x + y) % HATCH_EVERY_PX < HATCH_PX
+    pixels = np.where(is_line[..., None], HATCH_RGB, UNREADABLE_RGB).astype(np.uint8)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _paste(block: Pixels, chunk: Pixels, left: int, top: int) -> None:
+    """Copy what fits of a chunk whose corner lies at (left, top) of a block."""
+    high, wide = chunk.shape[:2]
+    y0, x0 = max(0, top), max(0, left)
+    y1, x1 = min(len(block), top + high), min(block.shape[1], left + wide)
+    if y0 < y1 and x0 < x1:
+        block[y0:y1, x0:x1] = chunk[y0 - top : y1 - top, x0 - left : x1 - left]
 
 
 def _expanded(key: Any, ndim: int) -> tuple[Any, ...]:

@@ -9,63 +9,64 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openslide
-from PIL import Image, ImageCms
+from PIL import Image
 
 from histomae.config import FINEST_MPP_RATIO
 from histomae.errors import MissingMppError, SlideError, UpsamplingError
-from histomae.slides import mpp_memory
+from histomae.slides import mpp_memory, pixel_size
+from histomae.slides.slide_file import SlideFile
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from types import TracebackType
 
-#: Pixel sizes of level 0 outside this range, µm, are not believed.
-MIN_MPP, MAX_MPP = 0.02, 10.0
+    from histomae.slides.tile_cache import TileCache, TileRequest
+
 #: No single read holds more than this many pixels of the file at once.
-MAX_READ_PX = 64_000_000
+MAX_READ_PX = 16_000_000
 #: Nor decodes more than this in all: about half a minute's work.
 MAX_DECODED_PX = 1 << 30
-#: OpenSlide moves pixels by fractions in steps of 1/256; less than half is nothing.
-LEAST_SHIFT = 1 / 512
-#: Pixels read beyond each side where a fraction must be undone.
-SHIFT_MARGIN_PX = 8
-#: Suffixes that only whole-slide images carry.
-SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu")
-#: Suffixes that other images carry too: a slide only where OpenSlide detects one.
-SHARED_SUFFIXES = (".tif", ".tiff", ".dcm")
 
 
 @dataclass(frozen=True)
 class Level:
-    """One stored level. ``size`` is (width, height); ``factor`` is (x, y), exact."""
+    """One stored level. ``size`` is (width, height); ``factor`` is (x, y), exact.
+
+    ``tile_px`` is (width, height) of the tiles in which the file stores the level.
+    """
 
     index: int
     size: tuple[int, int]
     factor: tuple[float, float]
+    tile_px: tuple[int, int]
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """(columns, rows) of tiles; the last ones may be cut by the level's edge."""
+        return (
+            -(-self.size[0] // self.tile_px[0]),
+            -(-self.size[1] // self.tile_px[1]),
+        )
 
 
 class Slide:
     """A whole-slide image that answers in micrometres. Open it with :meth:`open`.
 
-    Reads are safe from several threads. After an error the underlying handle is dead
-    (OpenSlide latches errors), so it is reopened and the next read starts afresh.
+    Reads are safe from several threads, and in a forked process. An error is no end: as
+    soon as the file can be read again, the next read does.
     """
 
-    def __init__(self, path: Path, mpp: tuple[float, float] | None) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        self._handle: openslide.OpenSlide | None = _open_handle(path)
-        self._properties = dict(self._handle.properties)
-        self._downsamples = tuple(self._handle.level_downsamples)
-        self._level_sizes = tuple(self._handle.level_dimensions)
+    def __init__(self, file: SlideFile, mpp: tuple[float, float] | None = None) -> None:
+        self.path = file.path
+        self._file = file
         self._mpp, self.mpp_source = self._settle_mpp(mpp)
 
     @classmethod
@@ -75,6 +76,8 @@ class Slide:
         *,
         mpp: float | tuple[float, float] | None = None,
         fallback_mpp: float | None = None,
+        cache: TileCache | None = None,
+        direct: bool | None = None,
     ) -> Slide:
         """Open a slide.
 
@@ -88,6 +91,12 @@ class Slide:
             the one remembered for this file; else missing. It is never guessed.
         fallback_mpp
             Level-0 pixel size, µm, to take where it would be missing.
+        cache
+            Where decoded tiles are kept; None: with those of all other slides.
+        direct
+            Whether tiles may be read past OpenSlide, several times as fast, where that
+            has shown itself to be the same; None: unless the environment variable
+            ``HISTOMAE_DIRECT_READER`` is 0.
 
         Raises
         ------
@@ -96,9 +105,10 @@ class Slide:
         MissingMppError
             If a given pixel size is not believable.
         """
-        slide = cls(Path(path), None if mpp is None else _checked(mpp))
+        given = None if mpp is None else pixel_size.checked(mpp)
+        slide = cls(SlideFile(Path(path), cache=cache, direct=direct), given)
         if not slide.has_mpp and fallback_mpp is not None:
-            slide._mpp, slide.mpp_source = _checked(fallback_mpp), "given"
+            slide._mpp, slide.mpp_source = pixel_size.checked(fallback_mpp), "given"
         return slide
 
     def _settle_mpp(
@@ -106,11 +116,11 @@ class Slide:
     ) -> tuple[tuple[float, float] | None, str]:
         if given is not None:
             return given, "given"
-        written = _mpp_in(self._properties)
+        written = pixel_size.written_in(self.properties)
         if written is not None:
             return written, "file"
         remembered = mpp_memory.recall(self.slide_id)
-        if remembered is not None and _believable(remembered):
+        if remembered is not None and pixel_size.believable(remembered):
             return remembered, "remembered"
         return None, "missing"
 
@@ -124,28 +134,29 @@ class Slide:
     @cached_property
     def slide_id(self) -> str:
         """Short hash of what is in the file, whatever the file is called."""
-        quick = self._properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
+        quick = self.properties.get(openslide.PROPERTY_NAME_QUICKHASH1)
         if quick is None:
-            with self.path.open("rb") as file:
-                quick = str(self.path.stat().st_size) + str(file.read(1 << 20))
+            quick = self._file.beginning()
         return hashlib.sha256(quick.encode()).hexdigest()[:16]
 
     @property
     def vendor(self) -> str:
         """OpenSlide's name of the format."""
-        return self._properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        return self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
 
     @property
     def dimensions(self) -> tuple[int, int]:
         """Width and height of level 0, pixels."""
-        return self._level_sizes[0]
+        return self._file.level_sizes[0]
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The stored levels, finest first."""
         return tuple(
-            Level(index, size, _true_factor(self.dimensions, size))
-            for index, size in enumerate(self._level_sizes)
+            Level(index, size, _true_factor(self.dimensions, size), tile_px)
+            for index, (size, tile_px) in enumerate(
+                zip(self._file.level_sizes, self._file.tile_sizes, strict=True)
+            )
         )
 
     @cached_property
@@ -159,38 +170,33 @@ class Slide:
         )
         width, height = self.dimensions
         try:
-            x, y, w, h = (int(self._properties[key]) for key in keys)
+            x, y, w, h = (int(self.properties[key]) for key in keys)
         except (KeyError, ValueError):
             return 0, 0, width, height
         x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
         w, h = min(w, width - x), min(h, height - y)
         return (x, y, w, h) if w > 0 and h > 0 else (0, 0, width, height)
 
-    @cached_property
+    @property
     def background_rgb(self) -> tuple[int, int, int]:
         """Colour of unscanned glass: the file's own, else white."""
-        code = self._properties.get(openslide.PROPERTY_NAME_BACKGROUND_COLOR, "FFFFFF")
-        try:
-            red, green, blue = bytes.fromhex(code.lstrip("#"))
-        except ValueError:
-            return 255, 255, 255
-        return red, green, blue
+        return self._file.background_rgb
 
     @cached_property
     def icc_profile(self) -> bytes | None:
         """The colour profile in the file, if any."""
-        handle = self._healthy_handle()
-        try:
-            profile = handle.color_profile
-        except ImageCms.PyCMSError:  # damaged: the pixels are shown as they are
-            return None
-        return None if profile is None else profile.tobytes()
+        return self._file.colour_profile()
+
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the file says of itself, as OpenSlide names it."""
+        return MappingProxyType(self._file.properties)
 
     @cached_property
     def is_synthetic(self) -> bool:
         """Whether the file says that it was made by a program, not a scanner."""
-        comment = self._properties.get(openslide.PROPERTY_NAME_COMMENT, "")
-        comment += self._properties.get("tiff.ImageDescription", "")
+        comment = self.properties.get(openslide.PROPERTY_NAME_COMMENT, "")
+        comment += self.properties.get("tiff.ImageDescription", "")
         return "synthetic" in comment.lower()
 
     # ---- its resolution
@@ -224,15 +230,11 @@ class Slide:
     @property
     def suggested_mpp(self) -> float | None:
         """A guess from the objective's power, only to pre-fill a question."""
-        try:
-            power = float(self._properties[openslide.PROPERTY_NAME_OBJECTIVE_POWER])
-        except (KeyError, ValueError):
-            return None
-        return 10.0 / power if 1.0 <= power <= 200.0 else None
+        return pixel_size.suggested_by(self.properties)
 
     def settle_mpp(self, mpp: float | tuple[float, float]) -> None:
         """Take a person's answer for the pixel size (µm) and remember it."""
-        pair = _checked(mpp)
+        pair = pixel_size.checked(mpp)
         mpp_memory.remember(self.slide_id, pair)
         self._mpp, self.mpp_source = pair, "given"
 
@@ -308,6 +310,9 @@ class Slide:
             math.ceil(c + e) + m for c, e, m in zip(corner, extent, margin, strict=True)
         )
         size = (stop[0] - start[0], stop[1] - start[1])
+        x0, y0, x1, y1 = self._stored_part(level, start, size)
+        if x0 >= x1 or y0 >= y1:
+            return self._background(size_px)
         if size[0] * size[1] > MAX_READ_PX and max(size_px) > 1:
             return self._read_halves(xy_l0, size_px, factor_xy)
         self._refuse_too_much(size, MAX_READ_PX)
@@ -375,60 +380,38 @@ class Slide:
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Read stored pixels; ``start``, ``size``: (x, y) in pixels of ``level``.
 
-        Outside the level is background. OpenSlide is asked for nothing there: it cuts
-        the fraction of a negative place off, a whole pixel of a small level.
+        Outside the level is background. The file is asked for nothing there: OpenSlide
+        cuts the fraction of a negative place off, a whole pixel of a small level.
         """
-        pixels = np.empty((size[1], size[0], 3), np.uint8)
-        pixels[:] = self.background_rgb
-        x0, y0 = (max(s, 0) for s in start)
-        x1, y1 = (
-            min(s + n, end) for s, n, end in zip(start, size, level.size, strict=True)
-        )
+        x0, y0, x1, y1 = self._stored_part(level, start, size)
+        if (x1 - x0, y1 - y0) == size:
+            return self._file.read(level.index, start, size)
+        pixels = self._background(size)
         if x0 < x1 and y0 < y1:
-            inside = self._read_inside(level, (x0, y0), (x1 - x0, y1 - y0))
+            inside = self._file.read(level.index, (x0, y0), (x1 - x0, y1 - y0))
             left, top = x0 - start[0], y0 - start[1]
             pixels[top : top + y1 - y0, left : left + x1 - x0] = inside
         return pixels
 
-    def _read_inside(
-        self, level: Level, start: tuple[int, int], size: tuple[int, int]
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Read stored pixels that lie within the level, exactly.
+    def _stored_part(
+        self, level: Level, start: Sequence[int], size: Sequence[int]
+    ) -> tuple[int, int, int, int]:
+        """Return the corners (x0, y0, x1, y1) of what the file has of a rectangle.
 
-        OpenSlide takes whole level-0 pixels and divides them by a mean downsample, such
-        as 2.0001 where the true factor is 2 and does not divide the size. It then lands
-        between the level's pixels and mixes neighbours; that is undone here.
+        It has nothing of it unless x0 < x1 and y0 < y1.
         """
-        downsample = self._downsamples[level.index]
-        if not any(_shift(s, downsample) for s in start):
-            return self._decode(level, start, size)
-        first = (max(0, start[0] - SHIFT_MARGIN_PX), max(0, start[1] - SHIFT_MARGIN_PX))
-        before = (start[0] - first[0], start[1] - first[1])
-        wide, high = (
-            n + b + SHIFT_MARGIN_PX for n, b in zip(size, before, strict=True)
+        box = (0, 0, *level.size) if level.index else self._file.stored_box
+        return (
+            max(start[0], box[0]),
+            max(start[1], box[1]),
+            min(start[0] + size[0], box[2]),
+            min(start[1] + size[1], box[3]),
         )
-        mixed = self._decode(level, first, (wide, high)).astype(np.float32)
-        mixed = unmixed(mixed, _shift(first[0], downsample), axis=1)
-        mixed = unmixed(mixed, _shift(first[1], downsample), axis=0)
-        kept = mixed[before[1] :, before[0] :][: size[1], : size[0]]
-        return np.rint(kept).clip(0, 255).astype(np.uint8)
 
-    def _decode(
-        self, level: Level, start: tuple[int, int], size: tuple[int, int]
-    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Return what OpenSlide makes of a place, laid on the background."""
-        downsample = self._downsamples[level.index]
-        location = (round(start[0] * downsample), round(start[1] * downsample))
-        try:
-            rgba = self._healthy_handle().read_region(location, level.index, size)
-        except openslide.OpenSlideError as error:
-            self._drop_handle()
-            raise SlideError(
-                f"{self.path.name} cannot be read at x {location[0]}, y {location[1]} "
-                f"({error}). The file may be damaged, moved or cut short: check it, or "
-                "copy it again."
-            ) from error
-        return flatten(np.asarray(rgba), self.background_rgb)
+    def _background(self, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        pixels = np.empty((size[1], size[0], 3), np.uint8)
+        pixels[:] = self.background_rgb
+        return pixels
 
     def thumbnail(self, max_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return the whole slide, uint8 (H, W, 3), no side above ``max_px``."""
@@ -437,22 +420,90 @@ class Slide:
         size = (max(1, round(width / factor)), max(1, round(height / factor)))
         return self.read_scaled((0, 0), size, (width / size[0], height / size[1]))
 
-    # ---- its handle
+    # ---- its tiles
 
-    def _healthy_handle(self) -> openslide.OpenSlide:
-        with self._lock:
-            if self._handle is None:
-                self._handle = _open_handle(self.path)
-            return self._handle
+    def native_tile(
+        self, level: int, col: int, row: int
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return one of the tiles in which the file stores a level.
 
-    def _drop_handle(self) -> None:
-        # Another thread may still be reading: the handle closes when it is let go.
-        with self._lock:
-            self._handle = None
+        It comes through the cache of decoded tiles, which all slides share; who asks
+        for a tile that is being decoded waits for that one.
+
+        Parameters
+        ----------
+        level
+            Number of the level.
+        col, row
+            Place in the level's grid of tiles, see :attr:`Level.tiles`.
+
+        Returns
+        -------
+        uint8 (height, width, 3), RGB, read-only: of ``Level.tile_px``, cut at the edges
+        of the level.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read there.
+        IndexError
+            If there is no such tile.
+        """
+        return self._file.tile(level, col, row)
+
+    def cached_native_tile(
+        self, level: int, col: int, row: int
+    ) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
+        """Return a native tile if it is decoded already, at once; else None."""
+        return self._file.cached_tile(level, col, row)
+
+    def request_native_tile(
+        self, level: int, col: int, row: int, *, priority: int = 0
+    ) -> TileRequest:
+        """Ask for a native tile ahead; it is decoded in another thread.
+
+        Parameters
+        ----------
+        priority
+            Lower is served first; equal ones in the order of asking. A request whose
+            ``cancel`` was called before it was begun is never decoded, unless someone
+            else asked for the tile too.
+        """
+        return self._file.request_tile(level, col, row, priority=priority)
+
+    def is_direct(self, level: int) -> bool:
+        """Tell whether a level's tiles are read past OpenSlide.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read.
+        """
+        return self._file.is_direct(level)
+
+    # ---- the pictures that come with it
+
+    @property
+    def associated_sizes(self) -> Mapping[str, tuple[int, int]]:
+        """(width, height) of the pictures that come with the slide, by name.
+
+        A label or macro picture may show who the patient is.
+        """
+        return MappingProxyType(self._file.associated_sizes)
+
+    def associated_image(self, name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return a picture that comes with the slide, uint8 (H, W, 3), RGB.
+
+        Raises
+        ------
+        SlideError
+            If there is none of that name, or it cannot be read.
+        """
+        return self._file.associated_image(name)
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""
-        self._drop_handle()
+        self._file.close()
 
     def __enter__(self) -> Slide:
         return self
@@ -467,46 +518,6 @@ class Slide:
 
     def __repr__(self) -> str:
         return f"Slide({str(self.path)!r})"
-
-
-def _shift(start: int, downsample: float) -> float:
-    """Return by what fraction of a pixel OpenSlide misses a level's pixel ``start``."""
-    shift = round(start * downsample) / downsample - start
-    return shift if abs(shift) > LEAST_SHIFT else 0.0
-
-
-def unmixed(
-    values: np.ndarray[Any, np.dtype[np.float32]], shift: float, *, axis: int
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Undo a linear interpolation at ``shift`` pixels, within -0.5 to 0.5.
-
-    Each value is ``(1 - |shift|)`` of its own pixel and ``|shift|`` of the next one
-    (the previous one, if negative). The equations are solved one after the other, from
-    the far end; what is assumed beyond that end fades within a few pixels.
-    """
-    weight = abs(shift)
-    if not weight:
-        return values
-    towards = slice(None, None, -1 if shift > 0 else 1)
-    lines = np.moveaxis(values, axis, 0)[towards]
-    solved = np.empty_like(lines)
-    before = lines[0]  # what is assumed beyond the end: its last value goes on
-    for line, pixels in zip(lines, solved, strict=True):
-        np.divide(line - weight * before, 1 - weight, out=pixels)
-        before = pixels
-    return np.moveaxis(solved[towards], 0, axis)
-
-
-def flatten(
-    rgba: np.ndarray[Any, np.dtype[np.uint8]], background: tuple[int, int, int]
-) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Lay pixels (H, W, 4), not premultiplied, on a background; returns (H, W, 3)."""
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    if alpha.min(initial=255) == 255:
-        return np.ascontiguousarray(rgb)
-    weight = alpha.astype(np.float32) / 255
-    mixed = rgb * weight + np.asarray(background, np.float32) * (1 - weight)
-    return np.rint(mixed).astype(np.uint8)
 
 
 def default_mpp(slides: Sequence[Slide]) -> float:
@@ -528,103 +539,6 @@ def check_mpp(slide: Slide, mpp: float, *, allow_upsampling: bool = False) -> No
         f"{slide.path.name} has {slide.native_mpp:.3g} µm per pixel; {mpp:.3g} would "
         f"invent detail. Choose {slide.native_mpp:.3g} or more, or allow up-sampling."
     )
-
-
-def is_slide(path: str | Path) -> bool:
-    """Tell cheaply whether a path looks like a slide; never raises.
-
-    Slide-only suffixes always are; TIFF and DICOM only where OpenSlide detects one.
-    """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix in SLIDE_SUFFIXES:
-        return True
-    if suffix not in SHARED_SUFFIXES:
-        return False
-    try:
-        return openslide.OpenSlide.detect_format(path) is not None
-    except (openslide.OpenSlideError, OSError):
-        return False
-
-
-def find_slides(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the slides among files and folders, each once, in order.
-
-    A folder is searched to its depth; of a DICOM series only one file is taken.
-
-    Raises
-    ------
-    SlideError
-        If a path does not exist, or a folder holds no slide.
-    """
-    found: dict[Path, Path] = {}
-    for given in map(Path, paths):
-        if not given.exists():
-            raise SlideError(f"{given} does not exist. Check the name.")
-        inside = _slides_in(given) if given.is_dir() else [given]
-        if not inside:
-            raise SlideError(f"The folder {given} holds no slide. Choose another one.")
-        for path in inside:
-            found.setdefault(path.resolve(), path)
-    return list(found.values())
-
-
-def _slides_in(folder: Path) -> list[Path]:
-    slides, dicom_folders = [], set()
-    for path in sorted(folder.rglob("*")):
-        if not path.is_file() or not is_slide(path):
-            continue
-        if path.suffix.lower() == ".dcm":
-            if path.parent in dicom_folders:
-                continue
-            dicom_folders.add(path.parent)
-        slides.append(path)
-    return slides
-
-
-def _open_handle(path: Path) -> openslide.OpenSlide:
-    if not path.exists():
-        raise SlideError(f"{path} does not exist. Check the name, or bring it back.")
-    if path.is_dir():
-        raise SlideError(f"{path} is a folder. Choose a slide file inside it.")
-    try:
-        return openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        raise SlideError(
-            f"{path.name} is no slide that OpenSlide reads. Choose an SVS, NDPI, MRXS, "
-            "SCN, BIF, tiled TIFF or DICOM slide, or convert it to one of these."
-        ) from error
-    except (openslide.OpenSlideError, OSError) as error:
-        raise SlideError(
-            f"{path.name} cannot be opened ({error}). The file may be damaged: copy it "
-            "again from its source."
-        ) from error
-
-
-def _checked(mpp: float | tuple[float, float]) -> tuple[float, float]:
-    """Return a person's pixel size as (x, y), or refuse it."""
-    pair = (mpp, mpp) if isinstance(mpp, int | float) else mpp
-    if not _believable(pair):
-        raise MissingMppError(
-            f"{mpp} µm per pixel is not believable. Give a number between {MIN_MPP} "
-            f"and {MAX_MPP}; most scanners write 0.2 to 0.5."
-        )
-    return pair
-
-
-def _believable(mpp_xy: tuple[float, float]) -> bool:
-    return all(MIN_MPP <= mpp <= MAX_MPP for mpp in mpp_xy)
-
-
-def _mpp_in(properties: dict[str, str]) -> tuple[float, float] | None:
-    try:
-        pair = (
-            float(properties[openslide.PROPERTY_NAME_MPP_X]),
-            float(properties[openslide.PROPERTY_NAME_MPP_Y]),
-        )
-    except (KeyError, ValueError):
-        return None
-    return pair if _believable(pair) else None
 
 
 def _true_factor(full: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:

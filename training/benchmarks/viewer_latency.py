@@ -1,0 +1,437 @@
+"""How long a person waits for the picture: the first one, and after every move.
+
+Measured in the real window, from the act to the frame on the screen that shows what was
+asked for: the whole view, at the level that belongs to it.
+
+*First picture*: a slide is opened as *File > Open* does; beside it, in turn, the same
+picture is added out of memory: that is napari's own share. A slide of 200,000 × 200,000
+pixels is opened in turn with one of 10,000 × 10,000.
+
+*Moves*: jumps, pans and zooms over the large slide, the same for everybody and in turn
+with ``--peer napari-wsi``, if that is installed: idle, and while a training that was
+started in the Train dock runs.
+
+*Gaps*: while the training runs and the picture is moved without a pause, a timer of
+5 ms counts the turns of the window's event loop.
+
+The slides are made on the spot (``made_slides``) unless ``--slide`` names another large
+one. ``--plant`` makes every tile 30 ms late.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from event_loop import (
+    QUICK_SETTINGS,
+    SETTINGS,
+    WINDOW_PX,
+    FellShortError,
+    Turns,
+    _jobs_of,
+    end_trainers,
+    p99,
+    start_training,
+    wait_until,
+    watch_over,
+)
+from figures import Figure, load, options, report, say
+from made_slides import write_made_slide
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable
+
+    from napari.layers import Layer
+    from napari.viewer import Viewer
+
+OURS = "napari-histomae"
+#: How late --plant makes every tile, s.
+LATE_S = 0.030
+#: Longest wait for a picture, s.
+PATIENCE_S = 60.0
+#: Between two moves a person looks at the picture, s.
+LOOK_S = 0.15
+#: How often the picture is moved while gaps are counted, and how far, screen pixels.
+PAN_EVERY_MS, PAN_PX, PANS_ONE_WAY = 50, 60, 40
+LARGE, USUAL = (200_000, 200_000), (10_000, 10_000)
+
+
+class Screen:
+    """A window, and the frames that it shows."""
+
+    def __init__(self) -> None:
+        import napari
+
+        self.viewer: Viewer = napari.Viewer()
+        self.viewer.window.resize(*WINDOW_PX)
+        canvas = self.viewer.window._qt_viewer.canvas
+        self._began = self._shown = self._changed = 0.0
+        canvas._scene_canvas.events.draw.connect(self._on_draw, position="first")
+        canvas.native.frameSwapped.connect(self._on_shown)
+        settle()
+
+    def _on_draw(self, _event: Any) -> None:
+        self._began = time.perf_counter()
+
+    def _on_shown(self) -> None:
+        self._shown = time.perf_counter()
+
+    def _on_changed(self, _event: Any) -> None:
+        self._changed = time.perf_counter()
+
+    def seconds_until_drawn(self, act: Callable[[], Layer]) -> float:
+        """Do something that returns a layer; return the time until it is on screen."""
+        self._changed = 0.0
+        started = time.perf_counter()
+        layer = act()
+        layer.events.set_data.connect(self._on_changed)
+        until = started + PATIENCE_S
+        # A frame counts if it was begun after the layer's pixels had changed last: a
+        # move is first drawn with the old ones, and they are read after that.
+        while not (
+            self._shown > self._began > max(started, self._changed) and layer.loaded
+        ):
+            if time.perf_counter() > until:
+                raise FellShortError(f"{layer.name} was not drawn in {PATIENCE_S:g} s")
+            process_events(0.05)
+        layer.events.set_data.disconnect(self._on_changed)
+        return self._shown - started
+
+    def close(self) -> None:
+        """Close the window, whatever runs in it."""
+        for job in _jobs_of(self.viewer):
+            job.before_close = None
+        self.viewer.close()
+
+
+def process_events(most_s: float) -> None:
+    """Let the window live until something happens, or the time is over."""
+    from qtpy.QtCore import QEventLoop, QTimer
+
+    loop = QEventLoop()
+    QTimer.singleShot(round(most_s * 1000), loop.quit)
+    loop.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
+
+
+def settle(seconds: float = 0.3) -> None:
+    """Let the window live for a while."""
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        process_events(until - time.perf_counter())
+
+
+# ---- the first picture
+
+
+def open_as(viewer: Viewer, path: Path, plugin: str) -> Layer:
+    """Open a slide as a person does; return its layer."""
+    return viewer.open(str(path), plugin=plugin)[-1]
+
+
+def first_pictures(
+    screen: Screen, large: Path, usual: Path, args: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Return the seconds until the first picture, of each in turn."""
+    from histomae.slides.tile_cache import shared_cache
+
+    viewer = screen.viewer
+    acts: dict[str, Callable[[], Layer]] = {
+        "large": lambda: open_as(viewer, large, OURS),
+        "usual": lambda: open_as(viewer, usual, OURS),
+    }
+    layer = open_as(viewer, large, OURS)
+    settle()
+    in_memory = np.asarray(layer.data[layer.data_level])
+    acts["memory"] = lambda: viewer.add_image(in_memory, rgb=True)
+    if args.peer:
+        acts["peer"] = lambda: open_as(viewer, large, args.peer)
+    taken: dict[str, list[float]] = {name: [] for name in acts}
+    for number in range(args.first + 1):
+        for name, act in acts.items():
+            viewer.layers.clear()
+            shared_cache().clear()
+            gc.collect()
+            settle()
+            seconds = screen.seconds_until_drawn(act)
+            if number:  # the first time, things are imported
+                taken[name].append(seconds)
+    viewer.layers.clear()
+    return taken
+
+
+# ---- moves
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where a view goes: its middle (x, y), level-0 pixels, and those per screen px."""
+
+    kind: str
+    xy_l0: tuple[float, float]
+    factor: float
+
+
+def moves_over(size: tuple[int, int], count: int) -> list[Move]:
+    """Return moves over the middle of a slide: jumps, pans and zooms, always the same.
+
+    Every jump goes where nobody was before.
+    """
+    random, moves = np.random.default_rng(0), []
+    deepest = max(2.0, min(size) / 2_000)
+    xy, factor = np.array(size) / 2, 4.0
+    view = np.array([500, 700])
+    for number in range(count):
+        kind = ("jump", "pan", "pan", "zoom")[number % 4]
+        if kind == "jump":
+            xy = random.uniform(0.2, 0.8, 2) * size
+            factor = float(np.exp(random.uniform(0, np.log(deepest))))
+        elif kind == "pan":
+            angle = random.uniform(0, 2 * np.pi)
+            step = np.array([np.cos(angle), np.sin(angle)])
+            xy = xy + random.uniform(0.3, 0.9) * view * factor * step
+        else:
+            factor *= float(random.choice([0.5, 2.0]))
+        xy = xy.clip(0.1 * np.array(size), 0.9 * np.array(size))
+        factor = min(max(factor, 0.8), deepest)
+        moves.append(Move(kind, (float(xy[0]), float(xy[1])), factor))
+    return moves
+
+
+def look(viewer: Viewer, layer: Layer, move: Move) -> Layer:
+    """Move the view."""
+    from napari_histomae._layers import camera
+
+    eye, x_y = camera(viewer), move.xy_l0
+    eye.center = tuple(layer.data_to_world(x_y[::-1]))[-2:]
+    eye.zoom = 1 / (move.factor * abs(float(layer.scale[-1])))
+    return layer
+
+
+def time_moves(
+    screens: dict[str, tuple[Screen, Layer]], moves: list[Move]
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the seconds of every move on every screen, in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in screens}
+    for number, move in enumerate(moves):
+        names = list(screens)
+        for name in names[:: 1 if number % 2 else -1]:
+            screen, layer = screens[name]
+            act = partial(look, screen.viewer, layer, move)
+            taken[name].append(screen.seconds_until_drawn(act))
+            settle(LOOK_S)
+    return {name: np.array(seconds) for name, seconds in taken.items()}
+
+
+def gaps_while_panning(screen: Screen, layer: Layer, seconds: float) -> Any:
+    """Return the gaps (ms) between turns of the event loop while the picture moves."""
+    from qtpy.QtCore import QTimer
+
+    from napari_histomae._layers import camera
+
+    look(screen.viewer, layer, Move("jump", (80_000.0, 90_000.0), 1.5))
+    settle(1.0)
+    eye, turns, timer = camera(screen.viewer), Turns(), QTimer()
+    pans = iter(range(sys.maxsize))
+
+    def pan() -> None:
+        leg = next(pans) // PANS_ONE_WAY % 4
+        down, right = ((0, 1), (1, 0), (0, -1), (1, 0))[leg]
+        *front, y, x = eye.center
+        by = PAN_PX / eye.zoom
+        eye.center = (*front, y + down * by, x + right * by)
+
+    timer.timeout.connect(pan)
+    timer.start(PAN_EVERY_MS)
+    turns.start()
+    settle(seconds)
+    timer.stop()
+    return turns.stop()
+
+
+# ---- the whole of it
+
+
+def run(folder: Path, args: argparse.Namespace) -> list[Figure]:
+    """Measure everything; return the figures."""
+    say("making the slides")
+    large = args.slide or write_made_slide(folder / "large.svs", args.size)
+    usual = write_made_slide(folder / "usual.svs", USUAL, factors=(1, 4, 16))
+    if args.plant:
+        plant()
+    figures, screen, peer = [load()], Screen(), None
+    try:
+        say(f"first pictures, {args.first} of each")
+        figures += first_figures(first_pictures(screen, large, usual, args), args)
+        if args.peer:
+            peer = Screen()
+        moves = moves_over(args.size, args.moves)
+        say(f"{len(moves)} moves, idle")
+        layer = open_as(screen.viewer, large, OURS)
+        shown = {OURS: (screen, layer)}
+        if peer is not None:
+            shown[args.peer] = (peer, open_as(peer.viewer, large, args.peer))
+        settle(1.0)
+        figures += move_figures("idle", time_moves(shown, moves), args)
+        if not args.no_training:
+            screen.viewer.layers.clear()
+            say("waiting for the first step of a training")
+            settings = QUICK_SETTINGS if args.quick else SETTINGS
+            dock = start_training(screen.viewer, args.train_on or usual, settings)
+            layer = open_as(screen.viewer, large, OURS)
+            shown[OURS] = (screen, layer)
+            settle(1.0)
+            say(f"{len(moves)} moves, training")
+            figures += move_figures("training", time_moves(shown, moves[::-1]), args)
+            say(f"panning for {args.seconds:g} s")
+            steps = dock.plot.points
+            gaps = gaps_while_panning(screen, layer, args.seconds)
+            wait_until(lambda: dock.plot.points > steps or not dock.running, dock)
+            if not dock.running:
+                raise FellShortError(f"the training ended: {dock.state.text}")
+            steps = dock.plot.points - steps
+            figures += gap_figures(gaps, steps, args)
+    finally:
+        # First the trainer: a window over a training asks what to do with it.
+        end_trainers(str(folder))
+        for one in (screen, peer):
+            if one is not None:
+                one.close()
+    return [*figures, load()]
+
+
+def plant() -> None:
+    """Make every tile of a file late."""
+    from histomae.slides.slide_file import SlideFile
+
+    decode = SlideFile._decode
+
+    def late(*at: Any) -> Any:
+        time.sleep(LATE_S)
+        return decode(*at)
+
+    SlideFile._decode = late  # type: ignore[method-assign]
+
+
+def first_figures(
+    taken: dict[str, list[float]], args: argparse.Namespace
+) -> list[Figure]:
+    """Return what is said of the first pictures."""
+    median = {name: float(np.median(seconds)) for name, seconds in taken.items()}
+    names = {
+        "memory": "first picture, an image in memory",
+        "usual": "first picture, a slide of 10,000²",
+        "large": "first picture, the large slide",
+        "peer": f"first picture, the large slide, {args.peer}",
+    }
+    figures = [Figure(names[name], value, "s") for name, value in median.items()]
+    return [
+        *figures,
+        Figure(
+            "first picture, against an image in memory",
+            median["large"] / median["memory"],
+            "x",
+            args.goal_first,
+        ),
+        Figure(
+            "first picture, large against 10,000²",
+            median["large"] / median["usual"],
+            "x",
+            args.goal_huge,
+        ),
+    ]
+
+
+def move_figures(
+    when: str, taken: dict[str, np.ndarray[Any, Any]], args: argparse.Namespace
+) -> list[Figure]:
+    """Return what is said of the moves; ratios where there is a peer."""
+    figures = []
+    for percent, goal in ((50, args.goal_p50), (95, args.goal_p95)):
+        ms = {
+            name: float(np.percentile(t, percent)) * 1000 for name, t in taken.items()
+        }
+        figures += [
+            Figure(f"move until drawn, {when}, p{percent}, {name}", value, "ms")
+            for name, value in ms.items()
+        ]
+        if args.peer:
+            figures.append(
+                Figure(
+                    f"{args.peer} against ours, {when}, p{percent}",
+                    ms[args.peer] / ms[OURS],
+                    "x",
+                    None,
+                    goal,
+                )
+            )
+    return figures
+
+
+def gap_figures(gaps: Any, steps: int, args: argparse.Namespace) -> list[Figure]:
+    """Return what is said of the gaps (ms) between turns of the event loop."""
+    return [
+        Figure("steps of the training meanwhile", steps, at_least=1),
+        Figure("longest gap, panning", float(gaps.max()), "ms", args.goal_longest_ms),
+        Figure("99th percentile of the gaps", p99(gaps), "ms", args.goal_gap_ms),
+    ]
+
+
+def main() -> int:
+    """Measure; return the exit code."""
+    parser = options(__doc__)
+    parser.add_argument("--peer", help="a plugin to compare with, such as napari-wsi")
+    parser.add_argument("--slide", type=Path, help="a large slide to move over")
+    parser.add_argument("--train-on", type=Path, help="a slide to train on meanwhile")
+    parser.add_argument("--first", type=int, help="first pictures (9; quick: 2)")
+    parser.add_argument("--moves", type=int, help="moves (60; quick: 8)")
+    parser.add_argument("--seconds", type=float, help="of panning (30; quick: 3)")
+    parser.add_argument("--no-training", action="store_true", help="only the idle part")
+    parser.add_argument("--goal-first", type=float, default=1.15)
+    parser.add_argument("--goal-huge", type=float, default=1.2)
+    parser.add_argument("--goal-p50", type=float, default=2.0)
+    parser.add_argument("--goal-p95", type=float, default=3.0)
+    parser.add_argument("--goal-gap-ms", type=float, default=60.0)
+    parser.add_argument("--goal-longest-ms", type=float, default=150.0)
+    args = parser.parse_args()
+    args.first = args.first or (2 if args.quick else 9)
+    args.moves = args.moves or (8 if args.quick else 60)
+    args.seconds = args.seconds or (3.0 if args.quick else 30.0)
+    args.size = LARGE
+    if args.slide is not None:
+        from histomae.slides.slide import Slide
+
+        with Slide.open(args.slide) as slide:
+            args.size = slide.dimensions
+    if args.peer:
+        try:
+            say(f"{args.peer} {importlib.metadata.version(args.peer)}")
+        except importlib.metadata.PackageNotFoundError:
+            parser.error(f"{args.peer} is not installed. Install it, or leave it out.")
+    folder = tempfile.mkdtemp(prefix="event-loop-")
+    watcher = watch_over(folder)
+    # Neither the user's settings of napari nor the user's runs are touched.
+    os.environ["NAPARI_CONFIG"] = str(Path(folder, "napari.yaml"))
+    os.environ["HISTOMAE_HOME"] = folder
+    try:
+        figures = run(Path(folder), args)
+    except FellShortError as error:
+        say(f"FAILED: {error}")
+        return 1
+    finally:
+        watcher.communicate()
+    return report(figures, as_json=args.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Which files are slides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import openslide
+
+from histomae.errors import SlideError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+#: Suffixes that only whole-slide images carry.
+SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu")
+#: Suffixes that other images carry too: a slide only where OpenSlide detects one.
+SHARED_SUFFIXES = (".tif", ".tiff", ".dcm")
+
+
+def is_slide(path: str | Path) -> bool:
+    """Tell cheaply whether a path looks like a slide; never raises.
+
+    Slide-only suffixes always are; TIFF and DICOM only where OpenSlide detects one.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix in SLIDE_SUFFIXES:
+        return True
+    if suffix not in SHARED_SUFFIXES:
+        return False
+    try:
+        return openslide.OpenSlide.detect_format(path) is not None
+    except (openslide.OpenSlideError, OSError):
+        return False
+
+
+def find_slides(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the slides among files and folders, each once, in order.
+
+    A folder is searched to its depth; of a DICOM series only one file is taken.
+
+    Raises
+    ------
+    SlideError
+        If a path does not exist, or a folder holds no slide.
+    """
+    found: dict[Path, Path] = {}
+    for given in map(Path, paths):
+        if not given.exists():
+            raise SlideError(f"{given} does not exist. Check the name.")
+        inside = _slides_in(given) if given.is_dir() else [given]
+        if not inside:
+            raise SlideError(f"The folder {given} holds no slide. Choose another one.")
+        for path in inside:
+            found.setdefault(path.resolve(), path)
+    return list(found.values())
+
+
+def _slides_in(folder: Path) -> list[Path]:
+    slides, dicom_folders = [], set()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or not is_slide(path):
+            continue
+        if path.suffix.lower() == ".dcm":
+            if path.parent in dicom_folders:
+                continue
+            dicom_folders.add(path.parent)
+        slides.append(path)
+    return slides
