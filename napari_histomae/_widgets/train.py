@@ -28,7 +28,13 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from histomae.config import METHODS, PretrainConfig, load_recipe, recipe_names
+from histomae.config import (
+    METHOD_DEFAULTS,
+    METHODS,
+    PretrainConfig,
+    load_recipe,
+    recipe_names,
+)
 from histomae.errors import ConfigError, UpsamplingError
 from histomae.events import (
     Event,
@@ -86,6 +92,11 @@ METHOD_WORDS = {
     "mae": (
         "Masked autoencoder",
         "Hides most of every tile and learns to redraw it. Needs no labels.",
+    ),
+    "sd-mae": (
+        "Self-distilled autoencoder",
+        "Also learns what the visible parts mean, from its own decoder. Needs no "
+        "labels; a little slower.",
     ),
 }
 #: What each recipe is called.
@@ -188,6 +199,7 @@ class TrainDock(QWidget):
         self.slides.changed.connect(self._on_slides_changed)
         self.slides.surveyed.connect(self._check)
         self.method.currentIndexChanged.connect(self._on_method_changed)
+        self.method.activated.connect(self._on_method_chosen)
         self.preset.activated.connect(self._on_preset_chosen)
         self.source.activated.connect(self._on_source_chosen)
         self.weights.textEdited.connect(self._check)
@@ -293,6 +305,15 @@ class TrainDock(QWidget):
     def _on_method_changed(self) -> None:
         self.method_words.setText(METHOD_WORDS[self.method.currentData()][1])
 
+    def _on_method_chosen(self) -> None:
+        """Take the settings that are usual with a method."""
+        usual = PretrainConfig(**METHOD_DEFAULTS[self.method.currentData()])
+        changed = {one for values in METHOD_DEFAULTS.values() for one in values}
+        self.settings.set_config(
+            self.settings.config().changed({n: getattr(usual, n) for n in changed})
+        )
+        self._check()
+
     def _on_preset_chosen(self) -> None:
         name = self.preset.currentData()
         if name == CUSTOM:
@@ -319,6 +340,7 @@ class TrainDock(QWidget):
             self.state.failed(error)
             return
         self.settings.set_config(config)
+        self.method.setCurrentIndex(self.method.findData(config.method))
         self._on_source_is(config.init_from)
         self._check()
 

@@ -188,6 +188,18 @@ class TestSettings:
         ready.preset.activated.emit(ready.preset.currentIndex())
         assert ready.settings.config() == load_recipe("paper")
 
+    def test_a_method_brings_what_is_usual_with_it(self, ready):
+        ready.settings.edit("epochs", "7")
+        for name, hidden in (("sd-mae", "60"), ("mae", "75")):
+            ready.method.setCurrentIndex(ready.method.findData(name))
+            ready.method.activated.emit(ready.method.currentIndex())
+            assert ready.config().method == name
+            assert ready.settings.text("mask_ratio") == hidden
+            assert ready.settings.text("epochs") == "7"
+        ready.method.setCurrentIndex(ready.method.findData("sd-mae"))
+        ready.use_recipe("quick")
+        assert ready.config().method == "mae"
+
     def test_a_recipe_file_can_be_loaded(self, ready, tmp_path, monkeypatch):
         recipe = tmp_path / "mine.toml"
         recipe.write_text('epochs = 77\ninit_from = "timm:vit_small_patch16_224"\n')

@@ -23,7 +23,7 @@ import tyro
 from tqdm import tqdm
 
 from histomae import __version__
-from histomae.config import PretrainConfig, load_recipe
+from histomae.config import METHOD_DEFAULTS, PretrainConfig, load_recipe
 from histomae.errors import (
     CheckpointError,
     ConfigError,
@@ -543,13 +543,14 @@ def _pretrain_defaults(arguments: list[str]) -> Pretrain:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--recipe", nargs="?")
     parser.add_argument("--run", nargs="?")
+    parser.add_argument("--method", nargs="?")
     known, _ = parser.parse_known_args(arguments)
     if known.recipe is not None:
         return Pretrain(**vars(load_recipe(known.recipe)))
     if known.run is not None and RunFolder(known.run).config_file.exists():
         begun = RunFolder(known.run).config()
         return Pretrain(**{**vars(begun), "slides": ()})
-    return Pretrain()
+    return Pretrain(**METHOD_DEFAULTS.get(known.method, {}))
 
 
 def _any_command() -> Any:

@@ -19,7 +19,10 @@ import tomli_w
 
 from histomae.errors import ConfigError
 
-METHODS = ("mae",)
+METHODS = ("mae", "sd-mae")
+#: What a method changes of the defaults, unless it is said.
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"mae": {}, "sd-mae": {"mask_ratio": 0.6}}
+TEACHERS = ("ema", "reference", "none")
 ENCODERS = ("vit_small", "vit_tiny", "vit_micro")
 PRECISIONS = ("auto", "f32", "bf16")
 SAMPLERS = ("random", "region-dense")
@@ -46,7 +49,7 @@ class PretrainConfig:
     slides: tuple[str, ...] = ()
     """Slide files, or folders of them."""
     method: str = "mae"
-    """Self-supervised method: mae."""
+    """Self-supervised method: mae or sd-mae."""
     encoder: str = "vit_small"
     """ViT by width and blocks: vit_small 384/12, vit_tiny 192/12, vit_micro 192/4."""
     init_from: str = "random"
@@ -81,7 +84,7 @@ class PretrainConfig:
     patch_size: int = 16
     """Side of a ViT patch, pixels; it divides tile_px."""
     mask_ratio: float = 0.75
-    """Share of the patches hidden from the encoder."""
+    """Share of the patches hidden from the encoder; 0.6 is usual with sd-mae."""
     norm_pix: bool = True
     """Predict pixels normalised within each patch."""
     decoder_dim: int = 192
@@ -92,6 +95,16 @@ class PretrainConfig:
     """Attention heads of the decoder."""
     decoded_share: float = 1.0
     """Share of the hidden patches painted in training; fewer is faster."""
+
+    distill_teacher: str = "ema"
+    """SD-MAE's teacher: ema, a moving average; reference, as published; or none, the
+    decoupled form without distillation."""
+    distill_weight: float = 0.2
+    """SD-MAE: share of the distillation in the loss (λ)."""
+    visible_weight: float = 0.0
+    """SD-MAE without teacher: share of the visible patches' error in the loss (α)."""
+    prototypes: int = 4096
+    """SD-MAE: answers that its heads choose among."""
 
     epochs: int = 400
     """Passes over the crops."""
@@ -140,16 +153,21 @@ class PretrainConfig:
         _one_of("encoder", self.encoder, ENCODERS)
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("sampler", self.sampler, SAMPLERS)
+        _one_of("distill_teacher", self.distill_teacher, TEACHERS)
         for name in (
             *("tile_px", "patch_size", "crops_per_slide", "epochs", "batch_size"),
             *("decoder_dim", "decoder_depth", "decoder_heads"),
             *("preview_every", "save_every", "region_px", "crops_per_region"),
+            "prototypes",
         ):
             _at_least(name, getattr(self, name), 1)
         for name in ("micro_batch", "threads"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
-        for name in ("min_tissue", "max_iou", "mask_ratio", "held_out"):
+        for name in (
+            *("min_tissue", "max_iou", "mask_ratio", "held_out"),
+            *("distill_weight", "visible_weight"),
+        ):
             _within(name, getattr(self, name), 0.0, 1.0)
         _within("decoded_share", self.decoded_share, 0.01, 1.0)
         _within("crop_scale_min", self.crop_scale_min, 0.05, 1.0)

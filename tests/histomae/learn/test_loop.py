@@ -230,9 +230,36 @@ def test_clipping_bounds_the_gradient_and_reports_it_unclipped():
 
 def test_teachers_are_called_after_each_update():
     calls = []
-    method = replace(MAE, after_step=lambda model, share: calls.append(share))
-    train(replace(CONFIG, epochs=2), method=method)
-    assert calls == [0.25, 0.5, 0.75, 1.0]
+
+    def loss(model, given, setting):
+        objective = MAE.loss(model, given, setting)
+        return replace(objective, means={"seen": given["images"].mean((0, 2, 3))})
+
+    def after_step(model, share, means):
+        calls.append((share, means["seen"].tolist()))
+        return {"counted": len(calls)}
+
+    method = replace(MAE, loss=loss, after_step=after_step)
+    config = replace(CONFIG, epochs=2, crop_scale_min=1)
+    events, *_ = train(replace(config, micro_batch=4), method=method)
+    assert [share for share, _ in calls] == [0.25, 0.5, 0.75, 1.0]
+    assert [step.logged for step in steps(events)] == [
+        {"counted": number} for number in (1, 2, 3, 4)
+    ]
+    whole = [seen for _, seen in calls]
+    calls.clear()
+    train(replace(config, micro_batch=10), method=method)
+    np.testing.assert_allclose([seen for _, seen in calls], whole, atol=1e-6)
+
+
+def test_what_goes_wrong_is_said_once_and_again_when_it_comes_back():
+    told = iter(["", "Bad.", "Bad.", "", "Bad.", ""])
+    method = replace(MAE, concern=lambda logged: next(told))
+    events, *_ = train(CONFIG, method=method)
+    assert [e.text for e in events if isinstance(e, Note)] == [
+        "Step 2: Bad.",
+        "Step 5: Bad.",
+    ]
 
 
 def test_bf16_learns_the_same():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from histomae.config import METHOD_DEFAULTS, PretrainConfig
 from histomae.config import METHODS as NAMES
-from histomae.config import PretrainConfig
 from histomae.learn.augment import Stream, mask_noise, views
 from histomae.learn.methods import METHODS, Batch, Setting, beside
 from histomae.models.patches import random_mask
@@ -46,6 +46,13 @@ def test_the_settings_know_every_method():
         assert method.name == name
         assert method.title
         assert method.sentence.endswith(".")
+
+
+def test_usual_settings_are_settings():
+    assert METHOD_DEFAULTS.keys() == METHODS.keys()
+    assert (
+        PretrainConfig(method="sd-mae", **METHOD_DEFAULTS["sd-mae"]).mask_ratio == 0.6
+    )
 
 
 def test_weights_come_from_the_generator(model):

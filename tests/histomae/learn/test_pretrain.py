@@ -269,6 +269,37 @@ def test_stopped_and_resumed_is_the_uninterrupted_run_bit_for_bit(begin, stop_af
     assert told == [e for e in broken.events() if isinstance(e, HeldOut)]
 
 
+def test_heads_and_teachers_are_resumed_too(begin):
+    how = {"method": "sd-mae", "prototypes": 64, "mask_ratio": 0.6}
+    whole, broken = begin("whole", **how), begin("broken", **how)
+    list(run_in(whole))
+    asking(broken, at=at_step(5))
+    broken.reopen()
+    list(run_in(broken))
+    assert losses(broken) == losses(whole)
+    one, other = load_checkpoint(whole.last), load_checkpoint(broken.last)
+    assert {"training.centre", "training.teacher_head.prototypes"} <= set(one.tensors)
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name]), name
+    logged = [e.logged for e in whole.events() if isinstance(e, Step)]
+    assert logged[0].keys() == {
+        *("hidden", "distillation", "teacher_entropy"),
+        *("entropy_of_mean", "prototypes_used"),
+    }
+    assert autoencoder_from(one).decoder_spec.dim == 16
+    best = load_checkpoint(whole.best)
+    assert not any(name.startswith("training.") for name in best.tensors)
+
+
+def test_without_distillation_the_run_is_that_of_a_masked_autoencoder(begin):
+    plain, same = begin("plain"), begin("same", method="sd-mae", distill_weight=0.0)
+    list(run_in(plain))
+    list(run_in(same))
+    assert losses(plain) == losses(same)
+    one, other = load_checkpoint(plain.last), load_checkpoint(same.last)
+    assert one.encoder_id == other.encoder_id
+
+
 def test_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(begin):
     """A process that dies loses what came after its last checkpoint, no more."""
     whole, killed = begin("whole"), begin("killed")

@@ -1,7 +1,6 @@
 """Tests of histomae.learn.probe."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -302,12 +301,10 @@ def test_it_tells_how_far_it_is_and_can_be_cancelled():
     work.close()
 
 
-def test_five_hundred_tiles_take_a_moment():
+def test_five_hundred_tiles_of_four_classes_are_told_apart():
     x, y, groups = tiles(
         regions=(6, 6, 6, 7), each=20, dim=192, apart=0.15, region_spread=0.6
     )
     assert x.shape == (500, 192)
-    started = time.perf_counter()
     probe = result_of(fitting(x, y, groups, ("A", "B", "C", "D")))
-    assert time.perf_counter() - started < 10  # 1 s on an idle core
     assert probe.scores["balanced_accuracy"] > 0.4

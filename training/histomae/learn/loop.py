@@ -135,12 +135,16 @@ class Learner(nn.Module):
         self._method, self._setting = method, setting
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
-        """Return what is logged of a micro-batch, () each; the loss under ""."""
+        """Return the means over a micro-batch: the loss under "", what is logged, ().
+
+        Those of any shape that are for :attr:`Method.after_step` begin with a dot.
+        """
         device = next(self.model.parameters()).device
         half = self._setting.config.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             objective = self._method.loss(self.model, inputs, self._setting)
-        return {"": objective.loss, **objective.logged}
+        means = {f".{name}": value for name, value in objective.means.items()}
+        return {"": objective.loss, **objective.logged, **means}
 
 
 def fit(
@@ -186,6 +190,7 @@ def fit(
     pictures = source.stream(parts(start_step, micro_batch))
     model.train()
     took: deque[float] = deque(maxlen=TIMED_STEPS)
+    worried = False
     for step in range(start_step, plan.total_steps):
         begin = time.perf_counter()
         lr = schedule(step)
@@ -216,10 +221,16 @@ def fit(
                 f"Memory ran out at step {step + 1}: going on with {micro_batch} crops "
                 f"at a time. The batch stays {plan.crops_per_step}."
             )
+        means = {
+            name[1:]: summed(totals.pop(name), fabric)
+            for name in list(totals)
+            if name.startswith(".")
+        }
         loss, grad_norm, logged = _checked(weights, totals, step, config, fabric)
         optimizer.step()
         if method.after_step is not None:
-            method.after_step(model, (step + 1) / plan.total_steps)
+            done = (step + 1) / plan.total_steps
+            logged |= method.after_step(model, done, means)
         took.append(time.perf_counter() - begin)
         pace = median(took)
         yield Step(
@@ -233,6 +244,10 @@ def fit(
             seconds_left=pace * (plan.total_steps - step - 1),
             logged=logged,
         )
+        said = method.concern(logged) if method.concern is not None else ""
+        if said and not worried:
+            yield Note(f"Step {step + 1}: {said}")
+        worried = bool(said)
 
 
 def _shared(

@@ -6,7 +6,7 @@ loop (:mod:`histomae.learn.loop`), which knows of a method only what stands here
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,10 @@ import torch
 from histomae.infer.reconstruct import reconstruct_tiles
 from histomae.learn.augment import Stream, mask_noise, view_affines, views
 from histomae.learn.examples import slide_crops
+from histomae.models import sdmae
 from histomae.models.mae import MaskedAutoencoder
 from histomae.models.patches import random_mask
+from histomae.models.sdmae import SelfDistilled
 from histomae.models.vit import encoder_spec
 
 if TYPE_CHECKING:
@@ -63,10 +65,15 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """What a loss gives: ``loss`` (), and other numbers () worth recording, by name."""
+    """What a loss gives.
+
+    ``loss`` (), other numbers () worth recording by name, and tensors of any shape
+    whose means over the batch :attr:`Method.after_step` needs.
+    """
 
     loss: Tensor
     logged: dict[str, Tensor]
+    means: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -99,8 +106,14 @@ class Method:
     """The objective of a micro-batch; runs in the run's precision."""
     picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
     """Show what the model makes of crops uint8 (N, H, W, 3); returns (H', W', 3)."""
-    after_step: Callable[[nn.Module, float], None] | None = None
-    """Called after each update with the share of the training done: teachers by EMA."""
+    after_step: Callable[[Any, float, Inputs], dict[str, float]] | None = None
+    """Called after each update: teachers, centres.
+
+    It takes the model, the share of the training that is done, and the means over the
+    batch that the loss gave; it returns more to record.
+    """
+    concern: Callable[[dict[str, float]], str] | None = None
+    """Say what is wrong, and what to try, given what a step records; "" if nothing."""
 
 
 def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencoder:
@@ -192,6 +205,32 @@ def beside(rows: Sequence[Sequence[Pixels]], *, gap_px: int = 4) -> Pixels:
     return sheet
 
 
+def _sd_mae(config: PretrainConfig, generator: torch.Generator) -> SelfDistilled:
+    return SelfDistilled(
+        encoder_spec(
+            config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
+        ),
+        decoder_dim=config.decoder_dim,
+        decoder_depth=config.decoder_depth,
+        decoder_heads=config.decoder_heads,
+        norm_pix=config.norm_pix,
+        teacher=config.distill_teacher,
+        prototypes=config.prototypes,
+        distill_weight=config.distill_weight,
+        visible_weight=config.visible_weight,
+        generator=generator,
+    )
+
+
+def _sd_mae_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
+    output = model.distil(
+        inputs["images"],
+        mask_ratio=setting.config.mask_ratio,
+        noise=inputs["noise"],
+    )
+    return Objective(output.loss, output.logged, output.means)
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -208,6 +247,22 @@ METHODS: dict[str, Method] = {
             inputs=_mae_inputs,
             loss=_mae_loss,
             picture=_mae_picture,
+        ),
+        Method(
+            name="sd-mae",
+            title="Self-distilled autoencoder",
+            sentence=(
+                "A masked autoencoder whose decoder also teaches the encoder what the "
+                "visible parts mean, so that these are learned from too."
+            ),
+            splits_over_batch=True,
+            build=_sd_mae,
+            examples=slide_crops,
+            inputs=_mae_inputs,
+            loss=_sd_mae_loss,
+            picture=_mae_picture,
+            after_step=SelfDistilled.update,
+            concern=sdmae.concern,
         ),
     )
 }

@@ -16,7 +16,9 @@ from histomae.models.checkpoint import (
     CheckpointHeader,
     checkpoint_tensors,
     load_tensors,
+    load_training,
     save_checkpoint,
+    training_tensors,
 )
 
 if TYPE_CHECKING:
@@ -64,6 +66,7 @@ class Keeper:
         """Write the checkpoint that a training goes on from."""
         state = optimizer_tensors(self._model, self._optimizer)
         tensors = {OPTIMIZER + name: tensor for name, tensor in state.items()}
+        tensors |= training_tensors(self._model)
         return self._save(self._run.last, step, tensors, needed=self._bytes_needed)
 
     def save_best(self, step: int) -> Saved:
@@ -91,6 +94,7 @@ class Keeper:
             If they are of another model.
         """
         load_tensors(self._model, checkpoint.tensors)
+        load_training(self._model, checkpoint.tensors)
         state = {
             name.removeprefix(OPTIMIZER): tensor
             for name, tensor in checkpoint.tensors.items()

@@ -1,7 +1,8 @@
 """Checkpoints: weights with everything needed to use them.
 
 A safetensors file. The encoder's parameters stand under timm's names, the decoder's
-under ``decoder.``, the optimizer's state under ``optimizer.``; the metadata hold a JSON
+under ``decoder.``, the optimizer's state under ``optimizer.``, and what else a method
+trains with (heads, teachers, centres) under ``training.``; the metadata hold a JSON
 header. A file with the encoder alone is one that timm loads.
 """
 
@@ -37,11 +38,15 @@ HEADER_KEY = "histomae"
 #: Key of a probe's; here so that one can be told from the other.
 PROBE_KEY = "histomae-probe"
 FORMAT = 1
-DECODER, OPTIMIZER = "decoder.", "optimizer."
+DECODER, OPTIMIZER, TRAINING = "decoder.", "optimizer.", "training."
+#: What is there only to go on with the training.
+STATE = (OPTIMIZER, TRAINING)
 #: AdamW keeps two numbers per weight; twice that leaves room for another optimizer.
 MOST_STATE_PER_WEIGHT = 4
 #: Room for steps and random states, which do not grow with the weights.
 SMALL_STATE_BYTES = 2**20
+#: Heads and teachers do not grow with the encoder; this is more than any has.
+LARGEST_HEADS_BYTES = 2**28
 
 
 def current_versions() -> dict[str, str]:
@@ -183,7 +188,7 @@ class Checkpoint:
         return encoder_id(self.tensors)
 
     def encoder_only(self) -> Checkpoint:
-        """Return the same without decoder and optimizer."""
+        """Return the same without decoder and state of the training."""
         return Checkpoint(
             replace(self.header, decoder=None), encoder_tensors(self.tensors)
         )
@@ -191,7 +196,7 @@ class Checkpoint:
 
 def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the encoder's tensors of a checkpoint."""
-    return {k: v for k, v in tensors.items() if not k.startswith((DECODER, OPTIMIZER))}
+    return {k: v for k, v in tensors.items() if not k.startswith((DECODER, *STATE))}
 
 
 def encoder_id(tensors: Mapping[str, Tensor]) -> str:
@@ -217,14 +222,14 @@ def checkpoint_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
 
 
 def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's tensors into a model; the optimizer's are left alone.
+    """Copy a checkpoint's weights into a model; the training's state is left alone.
 
     Raises
     ------
     CheckpointError
         If they do not fit; nothing is copied then.
     """
-    weights = {k: v for k, v in tensors.items() if not k.startswith(OPTIMIZER)}
+    weights = {k: v for k, v in tensors.items() if not k.startswith(STATE)}
     difference = misfit(
         files.entries_of(weights), files.entries_of(checkpoint_tensors(model))
     )
@@ -237,6 +242,35 @@ def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> Non
     model.decoder.load_state_dict(
         {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
     )
+
+
+def training_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Return what a model holds beside encoder and decoder, under ``training.``."""
+    return {
+        TRAINING + name: tensor
+        for name, tensor in model.state_dict().items()
+        if not name.startswith(("encoder.", DECODER))
+    }
+
+
+def load_training(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`training_tensors` returned.
+
+    Raises
+    ------
+    CheckpointError
+        If it is of another model; nothing is copied then.
+    """
+    found = {k: v for k, v in tensors.items() if k.startswith(TRAINING)}
+    mine = training_tensors(model)
+    difference = misfit(files.entries_of(found), files.entries_of(mine))
+    if difference:
+        raise CheckpointError(
+            f"The training's state does not fit the model: {difference}. Resume with "
+            "the settings of the run that wrote it."
+        )
+    for name, tensor in mine.items():
+        tensor.copy_(found[name])
 
 
 def encoder_from(checkpoint: Checkpoint) -> VisionTransformer:
@@ -338,7 +372,7 @@ def save_checkpoint(
         What the tensors are.
     tensors
         Float32 weights under the names of :func:`checkpoint_tensors`; any others begin
-        with ``optimizer.``.
+        with ``optimizer.`` or ``training.``.
 
     Raises
     ------
@@ -411,7 +445,7 @@ def _check_entries(
 ) -> None:
     """Refuse a set of tensors that is not the one a header promises."""
     expected = expected_entries(header)
-    weights = {k: v for k, v in entries.items() if not k.startswith(OPTIMIZER)}
+    weights = {k: v for k, v in entries.items() if not k.startswith(STATE)}
     difference = misfit(weights, expected)
     if difference:
         raise files.refused(
@@ -419,19 +453,23 @@ def _check_entries(
             f"does not hold the weights of its architecture: {difference}",
             "Choose another checkpoint, or make this one again.",
         )
-    state = sum(e.num_bytes for k, e in entries.items() if k.startswith(OPTIMIZER))
     size = sum(entry.num_bytes for entry in expected.values())
-    if state > MOST_STATE_PER_WEIGHT * size + SMALL_STATE_BYTES:
+    heads, state = (
+        sum(e.num_bytes for k, e in entries.items() if k.startswith(prefix))
+        for prefix in (TRAINING, OPTIMIZER)
+    )
+    most = MOST_STATE_PER_WEIGHT * (size + heads) + SMALL_STATE_BYTES
+    if heads > LARGEST_HEADS_BYTES or state > most:
         raise files.refused(
             path,
-            f"holds {state} bytes of optimizer state beside {size} of weights",
-            "Load another checkpoint; no optimizer of ours writes so much.",
+            f"holds {state + heads} bytes of training state beside {size} of weights",
+            "Load another checkpoint; no training of ours writes so much.",
         )
 
 
 def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not name.startswith(OPTIMIZER) and not bool(torch.isfinite(tensor).all()):
+        if not name.startswith(STATE) and not bool(torch.isfinite(tensor).all()):
             raise files.refused(
                 path,
                 f"holds numbers in {name} that are not finite",

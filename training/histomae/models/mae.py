@@ -110,6 +110,12 @@ class Decoder(nn.Module):
         Tensor
             (N, K, p*p*C).
         """
+        return self.head(self.features(latent, ids_restore, ids)[:, 1:])
+
+    def features(
+        self, latent: Tensor, ids_restore: Tensor, ids: Tensor | None = None
+    ) -> Tensor:
+        """Return what :meth:`forward` predicts from: tokens (N, 1 + K, dim)."""
         tokens = self.embed(latent)
         count, length = ids_restore.shape
         hidden = length + 1 - tokens.shape[1]
@@ -120,7 +126,7 @@ class Decoder(nn.Module):
         if ids is not None:
             patches = gather_tokens(tokens[:, 1:], ids)
             tokens = torch.cat([tokens[:, :1], patches], dim=1)
-        return self.head(self.norm(self.blocks(tokens))[:, 1:])
+        return self.norm(self.blocks(tokens))
 
 
 class MaskedAutoencoder(nn.Module):
