@@ -37,6 +37,7 @@ bench: install libraries
 	$(WINDOW) $(BIN)/python training/benchmarks/event_loop.py
 	$(BIN)/python training/benchmarks/kill9.py
 	$(BIN)/python training/benchmarks/resume_exact.py
+	$(BIN)/python training/benchmarks/embed_speed.py
 
 docs: install libraries
 	$(WINDOW) $(BIN)/python docs/pictures.py

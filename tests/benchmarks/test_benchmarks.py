@@ -103,3 +103,17 @@ class TestResumeExact:
         found = figures(process)
         assert found["of them with other weights"]["value"] == 1
         assert found["of them with other losses"]["value"] == 1
+
+
+class TestEmbedSpeed:
+    def test_vectors_are_those_of_plain_torch(self):
+        process = start("embed_speed.py", "--json", "--encoder", "vit_micro")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["tiles a second"]["value"] > 0
+        assert found["cosine to float32"]["value"] > 0.999
+
+    def test_coarser_weights_are_found(self):
+        process = start("embed_speed.py", "--json", "--plant", "--encoder", "vit_micro")
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["cosine to float32"]["is_met"]
