@@ -38,6 +38,7 @@ bench: install libraries
 	$(BIN)/python training/benchmarks/kill9.py
 	$(BIN)/python training/benchmarks/resume_exact.py
 	$(WINDOW) $(BIN)/python training/benchmarks/faults.py
+	$(BIN)/python training/benchmarks/embed_speed.py
 
 docs: install libraries
 	$(WINDOW) $(BIN)/python docs/pictures.py

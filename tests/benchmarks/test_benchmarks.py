@@ -170,3 +170,17 @@ class TestSlideFaults:
         process = start("slide_faults.py", "--json", "--plant")
         assert process.returncode == 1, process.stderr
         assert not figures(process)["longest time until it reads again"]["is_met"]
+
+
+class TestEmbedSpeed:
+    def test_vectors_are_those_of_plain_torch(self):
+        process = start("embed_speed.py", "--json", "--encoder", "vit_micro")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["tiles a second"]["value"] > 0
+        assert found["cosine to float32"]["value"] > 0.999
+
+    def test_coarser_weights_are_found(self):
+        process = start("embed_speed.py", "--json", "--plant", "--encoder", "vit_micro")
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["cosine to float32"]["is_met"]

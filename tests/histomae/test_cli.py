@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -22,6 +23,7 @@ from histomae import cli
 from histomae.config import load_recipe
 from histomae.errors import HistomaeError
 from histomae.events import Finished, Note, Progress, Started, Step, event_from_json
+from histomae.exchange.features import read_features
 from histomae.infer.encoder import TileEncoder
 from histomae.learn.runs import RunFolder
 from histomae.models import vit
@@ -318,10 +320,75 @@ def test_attend_maps_every_patch(head, folder, slide, trained, tissue):
     assert np.nanmean(values) == pytest.approx(1, abs=1e-5)
 
 
-def test_info_on_all_that_there_is(slide, trained, taught):
+@pytest.fixture(scope="module")
+def embedded(folder, slide, trained):
+    out = folder / "embedded"
+    said = histomae("embed", slide.parent, "--encoder", trained[0], "--out", out)
+    assert said.code == 0, said.err
+    return out, said
+
+
+def test_embed_writes_a_vector_for_each_tile_on_tissue(embedded, tissue, trained):
+    out, said = embedded
+    _, cells = tissue
+    found = read_features(out / "walk.h5")
+    np.testing.assert_array_equal(found.cells, cells)
+    encoder = TileEncoder.load(RunFolder(trained[0]).last, device="cpu")
+    assert found.header.spec.encoder_id == encoder.encoder_id
+    assert said.out == f"{out}: 1 slide embedded\n"
+    assert f"embedding tiles: {len(cells)} of {len(cells)} (100%)" in said.err
+
+
+def test_embed_again_does_the_rest(embedded, slide, trained, folder):
+    out, _ = embedded
+    (folder / "torn.tiff").write_bytes(b"torn")
+    before = (out / "walk.h5").read_bytes()
+    said = histomae(
+        *("embed", slide, folder / "torn.tiff"),
+        *("--encoder", RunFolder(trained[0]).encoder, "--out", out),
+    )
+    assert said.code == 1
+    assert said.out == f"{out}: 0 slides embedded, 1 was done before\n"
+    assert said.err.splitlines()[-1] == "histomae: 1 of 2 failed: torn.tiff."
+    assert (out / "walk.h5").read_bytes() == before
+    said = histomae(
+        *("embed", slide, "--encoder", trained[0], "--out", out, "--pooling", "mean")
+    )
+    assert said.code == 1
+    assert "pooling class_token and mean. Choose another folder" in said.err
+
+
+def test_embed_with_an_encoder_of_other_people(folder, slide):
+    model = timm.create_model("test_vit", num_classes=0, img_size=32)
+    torch.save(model.state_dict(), folder / "theirs.pth")
+    said = histomae(
+        *("embed", slide, "--encoder", folder / "theirs.pth", "--out", folder / "own"),
+        *("--architecture", "test_vit", "--tile-px", 32, "--precision", "f32"),
+        *("--mean", 0.7, 0.5, 0.6, "--std", 0.2, 0.2, 0.2, "--device", "cpu"),
+    )
+    assert said.code == 0, said.err
+    assert "tiles are read at 1 µm/px; --mpp chooses another" in said.err
+    spec = read_features(folder / "own" / "walk.h5").header.spec
+    assert (spec.encoder, spec.pooling, spec.width) == ("test_vit", "own", 64)
+    assert (spec.tile_px, spec.mpp) == (32, 1.0)
+
+
+def test_embed_on_a_cluster_that_is_not_there(folder, slide, trained, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("histomae.infer.cluster.CONNECT_S", 1)
+    said = histomae(
+        *("embed", slide, "--encoder", trained[0], "--out", folder / "far"),
+        *("--scheduler", "tcp://127.0.0.1:9"),
+    )
+    assert said.code == 1
+    assert "No scheduler answers at tcp://127.0.0.1:9" in said.err
+
+
+def test_info_on_all_that_there_is(slide, trained, taught, embedded):
     run = RunFolder(trained[0])
     said = histomae(
-        *("info", slide, run.path, run.last, run.encoder, taught[0], slide.parent)
+        *("info", slide, run.path, run.last, run.encoder, taught[0], slide.parent),
+        embedded[0] / "walk.h5",
     )
     assert said.code == 0, said.err
     for words in (
@@ -334,6 +401,8 @@ def test_info_on_all_that_there_is(slide, trained, taught):
         "no decoder",
         "walk.probe: probe",
         "Spots (",
+        "walk.h5: features of walk, ",
+        "pooling class_token",
     ):
         assert words in said.out
     assert said.out.count("walk.tiff: slide") == 2

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TextIO, Union
@@ -48,6 +48,7 @@ from histomae.events import (
 from histomae.files import new_run_path, runs_folder
 
 if TYPE_CHECKING:
+    from histomae.infer.embedder import EncoderChoice
     from histomae.infer.encoder import TileEncoder
     from histomae.learn.runs import RunFolder
     from histomae.slides.slide import Slide
@@ -235,13 +236,11 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _OnSlides:
-    """What every command asks that looks at slides with an encoder."""
+class _IntoFolder:
+    """What every command asks that makes files of slides."""
 
     slides: Slides = ()
     """Slide files, or folders of them."""
-    encoder: Encoder
-    """A checkpoint of an encoder, or a run folder."""
     out: Folder
     """The folder for the results."""
     min_tissue: float = 0.5
@@ -250,6 +249,14 @@ class _OnSlides:
     """Pixel size of level 0, µm, for slides whose file names none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OnSlides(_IntoFolder):
+    """What every command asks that looks at slides with an encoder of ours."""
+
+    encoder: Encoder
+    """A checkpoint of an encoder, or a run folder."""
 
     def on_each(self, look: Callable[[Slide], None]) -> None:
         """Look at each slide; exit with 1 at the end if one could not be read."""
@@ -401,8 +408,93 @@ class Attend(_OnSlides):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Embed(_IntoFolder):
+    """Turn the tissue tiles of slides into vectors, one HDF5 file per slide.
+
+    For each slide it writes NAME.h5, which TRIDENT, CLAM and the like read too. Slides
+    that are done are not done again: after whatever ended it, the same command goes on.
+    With --scheduler the slides are shared among the workers of a dask cluster, which
+    must see slides, weights and results under the same paths.
+
+    $ histomae embed slides/ --encoder runs/first --out features
+    $ histomae embed slides/ --encoder timm:vit_small_patch16_224 --out features
+    """
+
+    encoder: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER|timm:NAME")]
+    """A checkpoint, a run folder, timm:NAME, or a file of weights for a timm model."""
+    architecture: str | None = None
+    """timm's name of the model that a file of weights is for."""
+    tile_px: int | None = None
+    """Side of a tile, pixels; None: the encoder's own."""
+    mpp: float | None = None
+    """µm per pixel; None: the encoder's own, or else the coarser of 0.5 and the pixel
+    size of the coarsest slide."""
+    mean: tuple[float, float, float] | None = None
+    """Of the channels of the encoder's pictures, 0 to 1; None: the encoder's own."""
+    std: tuple[float, float, float] | None = None
+    """Their standard deviation."""
+    pooling: Literal["class_token", "mean", "own"] | None = None
+    """How a tile becomes a vector: its class token, the mean of its patches, or as timm
+    does it for a foreign model (own); None: class_token for our encoders, else own."""
+    precision: Literal["auto", "f32", "bf16"] = "auto"
+    """auto: bf16 where the device computes in it."""
+    batch_size: int | None = None
+    """Tiles computed at a time; None: by device."""
+    scheduler: Annotated[str | None, tyro.conf.arg(metavar="ADDRESS")] = None
+    """A dask scheduler, such as tcp://10.0.0.1:8786; None: this process."""
+
+    def __call__(self) -> None:
+        """Embed every slide."""
+        from histomae.infer.cohort import embed_cohort, plan_cohort
+        from histomae.infer.embed import SlideEmbedding
+        from histomae.infer.embedder import open_embedder
+
+        _check_share("min_tissue", self.min_tissue)
+        slides = _told_apart(self.slides)
+        choice = self._choice(slides)
+        embedding = SlideEmbedding(
+            open_embedder(choice), self.pooling, self.min_tissue, self.batch_size
+        )
+        plan = show(plan_cohort(slides, embedding, self.out, slide_mpp=self.slide_mpp))
+        if self.scheduler is None:
+            done = show(embed_cohort(plan, embedding))
+        else:
+            from histomae.infer.cluster import Order, embed_on_cluster
+
+            order = Order.of(embedding, choice)
+            done = show(embed_on_cluster(plan, order, self.scheduler))
+        say(self._told(len(plan.finished), len(done.written)))
+        if failures := [*plan.failures, *done.failures]:
+            named = ", ".join(failure.slide.name for failure in failures)
+            complain(f"{len(failures)} of {len(slides)} failed: {named}.")
+            sys.exit(1)
+
+    def _choice(self, slides: Sequence[Path]) -> EncoderChoice:
+        from histomae.infer.cohort import cohort_mpp
+        from histomae.infer.embedder import EncoderChoice
+
+        source = self.encoder
+        if Path(source).is_dir():
+            source = str(_last_of(Path(source)))
+        asked = ("architecture", "tile_px", "mpp", "mean", "std", "device", "precision")
+        choice = EncoderChoice(
+            source=source, **{name: getattr(self, name) for name in asked}
+        )
+        if choice.mpp is None and not choice.is_ours:
+            mpp = show(cohort_mpp(slides, self.slide_mpp))
+            mention(f"tiles are read at {mpp:.4g} µm/px; --mpp chooses another")
+            choice = replace(choice, mpp=mpp)
+        return choice
+
+    def _told(self, finished: int, written: int) -> str:
+        were = "was" if finished == 1 else "were"
+        before = f", {finished} {were} done before" if finished else ""
+        return f"{self.out}: {_count(written, 'slide')} embedded{before}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
-    """Say what files are: slides, checkpoints, probes and run folders.
+    """Say what files are: slides, checkpoints, probes, features and run folders.
 
     $ histomae info a.svs runs/first a.probe
     """
@@ -532,6 +624,7 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "predict": Predict,
     "reconstruct": Reconstruct,
     "attend": Attend,
+    "embed": Embed,
     "info": Info,
     "runs": Runs,
     "runs compare": CompareRuns,
@@ -671,17 +764,23 @@ def _told_apart(paths: Sequence[Path]) -> list[Path]:
 def _encoder(path: Path, device: str) -> TileEncoder:
     """Load an encoder from a checkpoint, or from the last one of a run folder."""
     from histomae.infer.encoder import TileEncoder
-    from histomae.learn.runs import RunFolder
 
     if path.is_dir():
-        run = RunFolder(path)
-        if not run.last.exists():
-            raise CheckpointError(
-                f"{path} holds no checkpoint. Give a run folder whose training has "
-                "saved one, or a file."
-            )
-        path = run.last
+        path = _last_of(path)
     return TileEncoder.load(path, device=device)
+
+
+def _last_of(folder: Path) -> Path:
+    """Return the last checkpoint of a run folder."""
+    from histomae.learn.runs import RunFolder
+
+    last = RunFolder(folder).last
+    if not last.exists():
+        raise CheckpointError(
+            f"{folder} holds no checkpoint. Give a run folder whose training has "
+            "saved one, or a file."
+        )
+    return last
 
 
 def _check_share(name: str, value: float) -> None:

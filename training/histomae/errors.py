@@ -49,6 +49,10 @@ class CheckpointError(HistomaeError, ValueError):
     """A file of weights does not hold what it should."""
 
 
+class FeatureError(HistomaeError, ValueError):
+    """A file of tile features does not hold what it should, or does not fit others."""
+
+
 class RunError(HistomaeError):
     """A training run cannot start, go on or be read."""
 
@@ -74,6 +78,10 @@ class NotEnoughDataError(HistomaeError, ValueError):
 
 class DownloadError(HistomaeError, OSError):
     """A file could not be fetched, or is not the one expected."""
+
+
+class ClusterError(HistomaeError, ConnectionError):
+    """The machines that should share the work do not answer, or do not agree."""
 
 
 class DependencyError(HistomaeError, ImportError):

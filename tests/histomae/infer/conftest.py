@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from histomae.models.checkpoint import (
     Checkpoint,
     CheckpointHeader,
     checkpoint_tensors,
+    save_checkpoint,
 )
 from histomae.models.mae import DecoderSpec, MaskedAutoencoder
 from histomae.models.probe import Probe
@@ -81,6 +84,32 @@ def encoder(checkpoint):
 def bare_encoder(checkpoint):
     """The same without its decoder."""
     return TileEncoder(checkpoint.encoder_only(), torch.device("cpu"))
+
+
+@pytest.fixture
+def checkpoint_path(checkpoint, tmp_path):
+    save_checkpoint(
+        tmp_path / "last.safetensors", checkpoint.header, checkpoint.tensors
+    )
+    return tmp_path / "last.safetensors"
+
+
+@pytest.fixture
+def other_encoder():
+    """Of the same shape, with other weights."""
+    model = small_model(seed=1)
+    other = Checkpoint(header_of(model), checkpoint_tensors(model))
+    return TileEncoder(other, torch.device("cpu"))
+
+
+@pytest.fixture
+def cohort(tissue_path, tmp_path):
+    """Three slides of one content, in a folder."""
+    folder = tmp_path / "slides"
+    folder.mkdir()
+    for name in ("a.tiff", "b.tiff", "c.tiff"):
+        shutil.copy(tissue_path, folder / name)
+    return sorted(folder.iterdir())
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from histomae.errors import CheckpointError, ConfigError
-from histomae.infer.encoder import TileEncoder, pick_device
+from histomae.infer.encoder import TileEncoder, pick_device, pick_precision
 from histomae.infer.reconstruct import normalised, random_masks
 from histomae.models.attention import capture_attention
 from histomae.models.checkpoint import save_checkpoint
@@ -112,3 +112,40 @@ def test_devices():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="'cuda' is not here"):
             pick_device("cuda")
+
+
+# Precision -------------------------------------------------------------------
+
+
+def test_precision_is_what_was_asked_or_what_the_processor_has(monkeypatch):
+    cpu = torch.device("cpu")
+    assert pick_precision("f32", cpu) == "f32"
+    assert pick_precision("bf16", cpu) == "bf16"
+    for has, expected in ((True, "bf16"), (False, "f32")):
+        capabilities = {"avx512_bf16": has, "amx_bf16": False}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda c=capabilities: c)
+        assert pick_precision("auto", cpu) == expected
+
+
+@pytest.mark.parametrize("pooling", ["class_token", "mean"])
+def test_bf16_embeds_almost_as_f32(encoder, checkpoint, tiles, pooling):
+    half = TileEncoder(checkpoint, torch.device("cpu"), precision="bf16")
+    exact = encoder.embed(tiles, pooling=pooling)
+    found = half.embed(tiles, pooling=pooling)
+    assert found.dtype == np.float32
+    assert not np.array_equal(found, exact)
+    cosine = (found * exact).sum(1) / np.linalg.norm(found, axis=1)
+    cosine /= np.linalg.norm(exact, axis=1)
+    assert cosine.min() > 0.999
+
+
+def test_bf16_leaves_attention_and_reconstruction_as_they_are(
+    encoder, checkpoint, tiles
+):
+    half = TileEncoder(checkpoint, torch.device("cpu"), precision="bf16")
+    np.testing.assert_allclose(
+        half.attention(tiles), encoder.attention(tiles), atol=1e-6
+    )
+    masks = random_masks(8, (4, 4), 0.75, seed=0)
+    one, other = (e.reconstruct(tiles, masks)[3].error for e in (half, encoder))
+    np.testing.assert_allclose(one, other, atol=1e-5)

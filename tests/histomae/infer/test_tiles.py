@@ -1,10 +1,16 @@
 """Tiles come in order, and a bad spot in the file costs its own tiles only."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event
+
 import numpy as np
 import pytest
+import torch
 
 from histomae.errors import NotEnoughDataError, SlideError
-from histomae.infer.tiles import map_tiles, read_tiles
+from histomae.events import Heartbeat, Progress
+from histomae.infer import tiles as tiles_module
+from histomae.infer.tiles import AHEAD, CORES, READERS, map_tiles, read_tiles
 from histomae.slides.grid import TileGrid, TileSpec
 
 
@@ -53,7 +59,7 @@ def test_results_are_in_the_order_of_the_cells(run):
     )
     np.testing.assert_array_equal(values, [6, 5, 4, 3, 2, 1, 0])
     assert values.dtype == np.float32
-    assert [(e.what, e.done, e.total) for e in events] == [
+    assert [(e.what, e.done, e.total) for e in events if isinstance(e, Progress)] == [
         ("counting", 3, 7),
         ("counting", 6, 7),
         ("counting", 7, 7),
@@ -89,13 +95,52 @@ def test_no_cells(run):
         run(map_tiles(Spotty(), ROW, cells_to(0), columns, what="x"))
 
 
+def test_batches_are_computed_at_once_each_in_a_thread_of_its_own(run):
+    together = Barrier(CORES, timeout=20)
+    threads = []
+
+    def compute(tiles):
+        together.wait()
+        threads.append(torch.get_num_threads())
+        return columns(tiles)
+
+    cells = cells_to(3 * CORES)
+    _, values = run(map_tiles(Spotty(), ROW, cells, compute, what="x", batch_size=1))
+    np.testing.assert_array_equal(values, np.arange(3 * CORES))
+    assert threads == [1] * 3 * CORES
+
+
+def test_the_rest_of_the_program_computes_on_all_cores_as_before(run):
+    before = torch.get_num_threads()
+    run(map_tiles(Spotty(), ROW, cells_to(9), columns, what="x", batch_size=2))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == CORES
+    assert torch.get_num_threads() == before
+
+
+def test_it_is_alive_while_a_batch_takes_long(run, monkeypatch):
+    monkeypatch.setattr(tiles_module, "HEARTBEAT_S", 0.01)
+    waited = Event()
+
+    def compute(tiles):
+        waited.wait(20)
+        return columns(tiles)
+
+    work = map_tiles(Spotty(), ROW, cells_to(2), compute, what="x")
+    assert isinstance(next(work), Heartbeat)
+    waited.set()
+    events, values = run(work)
+    assert isinstance(events[-1], Progress)
+    np.testing.assert_array_equal(values, [0, 1])
+
+
 def test_closing_ends_the_reading():
     slide = Spotty()
     work = map_tiles(slide, ROW, cells_to(200), columns, what="x", batch_size=4)
     next(work)
     work.close()
     read = slide.reads
-    assert read <= 4 * 4
+    assert read <= 4 * (1 + CORES + 1 + AHEAD + READERS)
     with pytest.raises(StopIteration):
         next(work)
     assert slide.reads == read

@@ -9,6 +9,7 @@ import numpy as np
 
 from histomae.errors import CheckpointError, SlideError
 from histomae.events import Failed, HeldOut, Step
+from histomae.exchange.features import SUFFIX, read_features
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
 from histomae.models.probe import Probe
@@ -36,11 +37,11 @@ def contents(path: Path) -> list[Path]:
 
 
 def describe(path: str | Path, *, slide_mpp: float | None = None) -> list[str]:
-    """Describe a slide, a folder of slides, a checkpoint, a probe or a run folder.
+    """Describe a slide, a folder of them, weights, features or a run folder.
 
     Raises
     ------
-    SlideError, CheckpointError, RunError
+    SlideError, CheckpointError, FeatureError, RunError
         If it is none of these, or damaged.
     """
     path = Path(path)
@@ -54,7 +55,31 @@ def describe(path: str | Path, *, slide_mpp: float | None = None) -> list[str]:
         ]
     if path.suffix in WEIGHTS_SUFFIXES or (path.is_file() and is_tensor_file(path)):
         return describe_weights(path)
+    if path.suffix == SUFFIX:
+        return describe_features(path)
     return describe_slide(path, slide_mpp=slide_mpp)
+
+
+def describe_features(path: Path) -> list[str]:
+    """Describe a file of a slide's features."""
+    header = read_features(path).header
+    spec = header.spec
+    known = f" {spec.encoder_id}" if spec.encoder_id else ""
+    lines = [
+        f"{path.name}: features of {header.slide}, {header.tiles} tiles, by "
+        f"{header.program}",
+        f"  encoder{known}, {spec.encoder}: {spec.width} numbers a tile"
+        + (f", pooling {spec.pooling}" if spec.pooling else ""),
+    ]
+    if spec.mpp is not None:
+        lines.append(f"  tiles of {spec.tile_px} px at {spec.mpp:.4g} µm/px")
+    if header.caveat:
+        lines.append(f"  {header.caveat}")
+    if header.unreadable:
+        lines.append(f"  {header.unreadable} tiles could not be read")
+    if header.synthetic:
+        lines.append("  synthetic: made by a program, no patient's tissue")
+    return lines
 
 
 def describe_slide(path: Path, *, slide_mpp: float | None = None) -> list[str]:

@@ -31,6 +31,7 @@ from histomae.slides.grid import TileSpec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from histomae.infer.embedder import Embedder
     from histomae.models.attention import Head
     from histomae.models.mae import MaskedAutoencoder
     from histomae.models.restore import Statistics
@@ -70,17 +71,74 @@ def pick_device(name: str = "auto") -> torch.device:
     return device
 
 
+def pick_precision(name: str, device: torch.device) -> str:
+    """Return ``f32`` or ``bf16``; ``auto``: bf16 where the device computes in it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "f32"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "f32"
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether the processor multiplies matrices of bf16 (AVX-512 or AMX)."""
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def computing_in(precision: str, device: torch.device) -> torch.autocast:
+    """Return a context in which matrices are multiplied in ``precision``.
+
+    Sums along the network stay in float32: kept in bf16 as well, embeddings come out no
+    faster, and lose twenty times as much of what tells one tile from another.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def unfuse_attention(encoder: Any, device: torch.device) -> None:
+    """Have timm's attention computed step by step where that is faster.
+
+    On a processor the fused one takes half as long again in bf16; a ViT-S gains 7 %.
+    """
+    if device.type == "cpu":
+        for module in encoder.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+
+
+def pool(tokens: torch.Tensor, pooling: str, num_prefix_tokens: int) -> torch.Tensor:
+    """Turn tokens (N, T, D) into vectors (N, D): ``class_token``, or the ``mean``."""
+    if pooling == "class_token":
+        return tokens[:, 0]
+    return tokens[:, num_prefix_tokens:].float().mean(1)
+
+
+def check_pooling(encoder: Embedder, pooling: str) -> None:
+    """Refuse what an encoder cannot do with its tokens."""
+    if pooling not in encoder.poolings:
+        raise ConfigError(
+            "pooling",
+            f"{pooling!r} is unknown. Choose {' or '.join(encoder.poolings)}.",
+        )
+
+
 class TileEncoder:
     """A checkpoint, ready to look at tiles.
 
     Tiles are uint8 (N, H, W, 3) RGB with H = W = ``spec.tile_px``, read at
-    ``spec.mpp``; everything returned is a NumPy array.
+    ``spec.mpp``; everything returned is a NumPy array. ``precision`` is that of
+    :meth:`embed`, f32 or bf16.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    poolings = POOLINGS
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, *, precision: str = "f32"
+    ) -> None:
         self.header = checkpoint.header
         self.encoder_id = checkpoint.encoder_id
         self.device = device
+        self.precision = precision
         self._autoencoder: MaskedAutoencoder | None = None
         self._encoder: Any  # timm's VisionTransformer
         if checkpoint.header.decoder is not None:
@@ -88,17 +146,36 @@ class TileEncoder:
             self._encoder = self._autoencoder.encoder
         else:
             self._encoder = encoder_from(checkpoint).to(device)
+        if precision == "bf16":
+            unfuse_attention(self._encoder, device)
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "auto") -> TileEncoder:
+    def load(
+        cls, path: Path, *, device: str = "auto", precision: str = "f32"
+    ) -> TileEncoder:
         """Read a checkpoint of ours.
 
         Raises
         ------
         CheckpointError
             If the file is no checkpoint of ours, damaged, or does not fit itself.
+        ConfigError
+            If the device is not there.
         """
-        return cls(load_checkpoint(path), pick_device(device))
+        where = pick_device(device)
+        precision = pick_precision(precision, where)
+        return cls(load_checkpoint(path), where, precision=precision)
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        header = self.header
+        return f"{header.method} {header.architecture} step {header.step}"
+
+    @property
+    def width(self) -> int:
+        """Length of an embedding, D."""
+        return self.header.encoder.embed_dim
 
     @property
     def spec(self) -> TileSpec:
@@ -131,15 +208,10 @@ class TileEncoder:
 
         ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens.
         """
-        if pooling not in POOLINGS:
-            raise ConfigError(
-                "pooling", f"{pooling!r} is unknown. Choose {' or '.join(POOLINGS)}."
-            )
-        tokens = self._encoder.forward_features(self._images(tiles))
-        prefix = self._encoder.num_prefix_tokens
-        pooled = (
-            tokens[:, 0] if pooling == "class_token" else tokens[:, prefix:].mean(1)
-        )
+        check_pooling(self, pooling)
+        with computing_in(self.precision, self.device):
+            tokens = self._encoder.forward_features(self._images(tiles))
+        pooled = pool(tokens, pooling, self._encoder.num_prefix_tokens)
         return pooled.float().cpu().numpy()
 
     @torch.inference_mode()

@@ -45,7 +45,13 @@ def attention_map(
         return _relative_attention(encoder, tiles, block, head)
 
     values = yield from map_tiles(
-        slide, grid, cells, compute, what="reading attention", batch_size=batch_size
+        slide,
+        grid,
+        cells,
+        compute,
+        what="reading attention",
+        batch_size=batch_size,
+        device=encoder.device,
     )
     return Heatmap.from_patches(grid, cells, values)
 
@@ -76,7 +82,13 @@ def error_map(
         return _errors(encoder, tiles, masks)
 
     values = yield from map_tiles(
-        slide, grid, cells, compute, what="reconstructing", batch_size=batch_size
+        slide,
+        grid,
+        cells,
+        compute,
+        what="reconstructing",
+        batch_size=batch_size,
+        device=encoder.device,
     )
     return Heatmap.from_patches(grid, cells, values)
 
@@ -147,7 +159,13 @@ def overview(
         return np.hstack([part.reshape(len(tiles), -1) for part in parts])
 
     values = yield from map_tiles(
-        slide, grid, cells, compute, what="looking at tiles", batch_size=batch_size
+        slide,
+        grid,
+        cells,
+        compute,
+        what="looking at tiles",
+        batch_size=batch_size,
+        device=encoder.device,
     )
     patches = math.prod(encoder.grid_size)
     width = values.shape[1] - patches * (1 if masks is None else 2)

@@ -97,11 +97,14 @@ def init_encoder(encoder: VisionTransformer, source: str) -> InitialWeights:
     return InitialWeights(source, weights.mean, weights.std, notes)
 
 
-def load_weights_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def load_weights_file(
+    path: str | os.PathLike[str], *, without: tuple[str, ...] = NOT_THE_ENCODER
+) -> dict[str, Tensor]:
     """Read an encoder's weights from a file of another program.
 
     Safetensors, or a PyTorch file, of which only plain tensors are read and nothing in
-    it is run. Wrappers and prefixes are taken off, decoder and head left out.
+    it is run. Wrappers and prefixes are taken off, and what then begins with a word of
+    ``without`` is left out: decoder and head.
 
     Returns
     -------
@@ -120,7 +123,7 @@ def load_weights_file(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         tensors = files.open_tensor_file(path).read()
     else:
         tensors = _unwrapped(path, _load_torch(path))
-    return _bare_names(path, tensors)
+    return _bare_names(path, tensors, without)
 
 
 def _weights_of_file(path: Path) -> _Weights:
@@ -180,12 +183,14 @@ def _unwrapped(path: Path, value: Any) -> dict[str, Tensor]:
     return tensors
 
 
-def _bare_names(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take prefixes off the names and leave out what is not the encoder."""
+def _bare_names(
+    path: Path, tensors: Mapping[str, Tensor], without: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Take prefixes off the names and leave out what is not wanted."""
     bare: dict[str, Tensor] = {}
     for full_name, tensor in tensors.items():
         name = _without_prefixes(full_name)
-        if name.startswith(NOT_THE_ENCODER):
+        if name.startswith(without):
             continue
         if name in bare:
             raise files.refused(
@@ -254,16 +259,14 @@ def _resampled(
     """
     wide = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     notes: tuple[str, ...] = ()
-    grid = encoder.patch_embed.grid_size
     positions = wide.get("pos_embed")
-    side = _grid_side(positions)
-    if positions is not None and side and (side, side) != tuple(grid):
-        wide["pos_embed"] = resample_abs_pos_embed(
-            positions, new_size=list(grid), old_size=[side, side], num_prefix_tokens=1
-        )
+    if positions is not None:
+        wide["pos_embed"] = resampled_positions(encoder, positions)
+    if positions is not wide.get("pos_embed"):
+        side, (rows, columns) = _grid_side(positions), encoder.patch_embed.grid_size
         notes = (
             f"Positions were resampled from {side} x {side} patches to "
-            f"{grid[1]} x {grid[0]}.",
+            f"{columns} x {rows}.",
         )
     difference = misfit(files.entries_of(wide), files.entries_of(encoder.state_dict()))
     if difference:
@@ -272,6 +275,19 @@ def _resampled(
             "encoder and patch_size they were trained with, or init_from random."
         )
     return wide, notes
+
+
+def resampled_positions(encoder: VisionTransformer, positions: Tensor) -> Tensor:
+    """Return a table of positions (1, T, D) resampled to the encoder's grid.
+
+    One that fits, or is of no square grid, comes back itself.
+    """
+    grid, side = encoder.patch_embed.grid_size, _grid_side(positions)
+    if not side or (side, side) == tuple(grid):
+        return positions
+    return resample_abs_pos_embed(
+        positions, new_size=list(grid), old_size=[side, side], num_prefix_tokens=1
+    )
 
 
 def _grid_side(positions: Tensor | None) -> int:

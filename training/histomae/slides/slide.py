@@ -75,7 +75,7 @@ class Slide:
         path: str | Path,
         *,
         mpp: float | tuple[float, float] | None = None,
-        fallback_mpp: float | None = None,
+        fallback_mpp: float | tuple[float, float] | None = None,
         cache: TileCache | None = None,
         direct: bool | None = None,
     ) -> Slide:
@@ -90,7 +90,8 @@ class Slide:
             Without it: the file's, if it lies within ``MIN_MPP`` to ``MAX_MPP``; else
             the one remembered for this file; else missing. It is never guessed.
         fallback_mpp
-            Level-0 pixel size, µm, to take where it would be missing.
+            Level-0 pixel size, µm, one number or (x, y), to take where it would be
+            missing.
         cache
             Where decoded tiles are kept; None: with those of all other slides.
         direct
