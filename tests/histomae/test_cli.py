@@ -41,7 +41,7 @@ encoder = "vit_micro"
 tile_px = 32
 patch_size = 8
 mpp = 1.0
-crops_per_slide = 40
+crops_per_slide = 46
 epochs = 3
 warmup_epochs = 1
 batch_size = 12
@@ -216,7 +216,7 @@ def test_pretrain_leaves_a_run_and_says_where(trained):
 def test_options_outrank_the_recipe_and_the_recipe_the_defaults(trained, recipe):
     config = RunFolder(trained[0]).config()
     assert config.epochs == 4
-    assert config.crops_per_slide == 40
+    assert config.crops_per_slide == 46
     assert load_recipe(recipe).epochs == 3
 
 
