@@ -247,6 +247,12 @@ def test_beyond_the_slide_is_background(make_slide, noise, stand_in):
     assert (pyramid(slide)[0][305:] == (0xF0, 0xE8, 0xF4)).all()
 
 
+def test_a_box_beyond_a_level_is_empty(make_slide, noise):
+    (level, *_) = pyramid(Slide.open(make_slide(noise(300, 200))))
+    pixels, error = level.block((10**6, 0, 300, 200))
+    assert (pixels.size, error) == (0, None)
+
+
 def test_a_real_size_has_real_levels(stand_in):
     slide, _ = stand_in([np.zeros((2967, 2220, 3), np.uint8)])
     assert [level.shape for level in pyramid(slide)] == [

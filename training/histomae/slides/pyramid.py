@@ -185,7 +185,8 @@ class PyramidLevel:
             Decode in all threads of the cache, and not only in this one.
         """
         x0, y0, x1, y1 = box
-        block = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+        # Levels of absurd factors may end before the box begins.
+        block = np.empty((max(0, y1 - y0), max(0, x1 - x0), 3), np.uint8)
         if not block.size:
             return block, None
         cols, rows = self._touched(box)
