@@ -13,16 +13,14 @@ for 150 ms four times a second.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from figures import Figure, load, options, report, say
-from trainers import end_trainers, make_slide, watch_over
+from trainers import away_from_the_user, end_trainers, make_slide
 
 if TYPE_CHECKING:
     import argparse
@@ -238,18 +236,12 @@ def main() -> int:
 
         say("making the sample slide, unless it is there")
         slide = sample_slide().slide_path
-    folder = tempfile.mkdtemp(prefix="event-loop-")
-    watcher = watch_over(folder)
-    # Neither the user's settings of napari nor the user's runs are touched.
-    os.environ["NAPARI_CONFIG"] = str(Path(folder, "napari.yaml"))
-    os.environ["HISTOMAE_HOME"] = folder
     try:
-        figures = run(Path(folder), slide or make_slide(Path(folder, "a.tiff")), args)
+        with away_from_the_user() as folder:
+            figures = run(folder, slide or make_slide(folder / "a.tiff"), args)
     except FellShortError as error:
         say(f"FAILED: {error}")
         return 1
-    finally:
-        watcher.communicate()
     return report(figures, as_json=args.json)
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ from histomae.learn import pretrain
 from histomae.learn.runs import RunFolder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
@@ -171,6 +172,22 @@ def watch_over(folder: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
+
+
+@contextlib.contextmanager
+def away_from_the_user() -> Iterator[Path]:
+    """Yield a folder for the runs and napari's settings; nothing else is touched.
+
+    What still runs there at the end is ended, and the folder is removed.
+    """
+    folder = tempfile.mkdtemp(prefix="event-loop-")
+    watcher = watch_over(folder)
+    os.environ["NAPARI_CONFIG"] = str(Path(folder, "napari.yaml"))
+    os.environ["HISTOMAE_HOME"] = folder
+    try:
+        yield Path(folder)
+    finally:
+        watcher.communicate()
 
 
 def clean_up(folder: str) -> None:

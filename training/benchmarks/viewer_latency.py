@@ -22,9 +22,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
-import os
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
@@ -43,10 +41,10 @@ from event_loop import (
     p99,
     start_training,
     wait_until,
-    watch_over,
 )
 from figures import Figure, load, options, report, say
 from made_slides import write_made_slide
+from trainers import away_from_the_user
 
 if TYPE_CHECKING:
     import argparse
@@ -418,18 +416,12 @@ def main() -> int:
             say(f"{args.peer} {importlib.metadata.version(args.peer)}")
         except importlib.metadata.PackageNotFoundError:
             parser.error(f"{args.peer} is not installed. Install it, or leave it out.")
-    folder = tempfile.mkdtemp(prefix="event-loop-")
-    watcher = watch_over(folder)
-    # Neither the user's settings of napari nor the user's runs are touched.
-    os.environ["NAPARI_CONFIG"] = str(Path(folder, "napari.yaml"))
-    os.environ["HISTOMAE_HOME"] = folder
     try:
-        figures = run(Path(folder), args)
+        with away_from_the_user() as folder:
+            figures = run(folder, args)
     except FellShortError as error:
         say(f"FAILED: {error}")
         return 1
-    finally:
-        watcher.communicate()
     return report(figures, as_json=args.json)
 
 
