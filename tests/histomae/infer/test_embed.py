@@ -8,6 +8,7 @@ from histomae.events import Progress
 from histomae.exchange.features import FeatureSpec
 from histomae.infer.embed import SlideEmbedding, embed_tiles
 from histomae.infer.predict import tissue_grid
+from histomae.slides.tissue import TissueParams, remember_params
 
 
 @pytest.mark.parametrize("pooling", ["class_token", "mean"])
@@ -68,6 +69,14 @@ def test_features_of_a_slide_are_those_of_its_tiles_on_tissue(slide, encoder, ru
     assert (header.slide_mpp, header.mpp_source) == (slide.mpp, "file")
     assert (header.grid, header.tiles, header.unreadable) == (grid, len(cells), 0)
     assert header.tissue["min_tissue"] == 0.4
+
+
+def test_features_say_by_which_settings_tissue_was_found(slide, encoder, run):
+    remember_params(slide, TissueParams(least_density=0.15, closing_um=8.0))
+    embedding = SlideEmbedding(encoder, pooling="mean", min_tissue=0.4, batch_size=7)
+    _, found = run(embedding.features_of(slide))
+    assert found.header.tissue["least_density"] == 0.15
+    assert found.header.tissue["closing_um"] == 8.0
 
 
 def test_tiles_that_cannot_be_read_are_left_out_and_counted(
