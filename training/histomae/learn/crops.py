@@ -195,7 +195,7 @@ class CropReader:
         Raises
         ------
         SlideError
-            If a slide cannot be read.
+            As :meth:`read_batch`.
         """
         if not self._readers:
             yield from map(self.read_batch, batches)

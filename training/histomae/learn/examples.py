@@ -45,9 +45,6 @@ class Examples:
     mpp: float
     mpp_given: bool
 
-    def __len__(self) -> int:
-        return len(self.held_out)
-
 
 def slide_crops(
     config: PretrainConfig, run: RunFolder, stack: ExitStack, *, anew: bool

@@ -117,16 +117,21 @@ class Method:
 
 
 def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencoder:
-    return MaskedAutoencoder(
-        encoder_spec(
-            config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
-        ),
-        decoder_dim=config.decoder_dim,
-        decoder_depth=config.decoder_depth,
-        decoder_heads=config.decoder_heads,
-        norm_pix=config.norm_pix,
-        generator=generator,
+    return MaskedAutoencoder(**_autoencoder(config), generator=generator)
+
+
+def _autoencoder(config: PretrainConfig) -> dict[str, Any]:
+    """Return what every masked autoencoder is made from."""
+    spec = encoder_spec(
+        config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
     )
+    return {
+        "encoder_spec": spec,
+        "decoder_dim": config.decoder_dim,
+        "decoder_depth": config.decoder_depth,
+        "decoder_heads": config.decoder_heads,
+        "norm_pix": config.norm_pix,
+    }
 
 
 def _mae_inputs(batch: Batch, setting: Setting) -> Inputs:
@@ -207,13 +212,7 @@ def beside(rows: Sequence[Sequence[Pixels]], *, gap_px: int = 4) -> Pixels:
 
 def _sd_mae(config: PretrainConfig, generator: torch.Generator) -> SelfDistilled:
     return SelfDistilled(
-        encoder_spec(
-            config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
-        ),
-        decoder_dim=config.decoder_dim,
-        decoder_depth=config.decoder_depth,
-        decoder_heads=config.decoder_heads,
-        norm_pix=config.norm_pix,
+        **_autoencoder(config),
         teacher=config.distill_teacher,
         prototypes=config.prototypes,
         distill_weight=config.distill_weight,

@@ -512,8 +512,7 @@ class _Work:
         self, training: _Training
     ) -> Generator[Event, None, None]:
         """Save what was trained to the end; wait for room as long as it takes."""
-        said = not self._is_first
-        keeper = training.keeper
+        said, keeper = False, training.keeper
         while self._is_first:
             try:
                 saved = [keeper.save_last(self.step), keeper.save_encoder(self.step)]

@@ -35,6 +35,8 @@ def count() -> int:
 
 
 def _from_environment(torchrun: str, slurm: str, *, otherwise: int) -> int:
+    if not {torchrun, slurm} & os.environ.keys():  # lightning takes seconds to load
+        return otherwise
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import (
         TorchElasticEnvironment,
