@@ -24,6 +24,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note, Step
+from histomae.infer.encoder import choose_attention
 from histomae.learn.augment import epoch_order
 from histomae.learn.methods import Batch
 from histomae.learn.processes import part_of, summed
@@ -49,6 +50,8 @@ BETAS = (0.9, 0.95)
 FUSED_ON = ("cpu", "cuda")
 #: Speed is the median over this many steps, so that a pause does not count.
 TIMED_STEPS = 20
+#: Of at most so many tokens attention there and back is faster by steps in f32 too.
+FEW_TOKENS = 256
 #: How torch says on a CPU that memory ran out.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 
@@ -133,6 +136,13 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         self._method, self._setting = method, setting
+        config = setting.config
+        tokens = (config.tile_px // config.patch_size) ** 2
+        choose_attention(
+            model,
+            next(model.parameters()).device,
+            by_steps=config.precision == "bf16" or tokens <= FEW_TOKENS,
+        )
 
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the means over a micro-batch: the loss under "", what is logged, ().
