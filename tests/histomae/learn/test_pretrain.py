@@ -292,6 +292,55 @@ def test_heads_and_teachers_are_resumed_too(begin):
     assert not any(name.startswith("training.") for name in best.tensors)
 
 
+def test_pairs_are_trained_stopped_and_resumed_exactly(begin):
+    """At 0.5 and 1 µm/px: projector and batch norm come back too."""
+    how = {"method": "mpcs", "projector_dims": (16, 8), "view_factors": (1.0, 2.0)}
+    how["max_iou"] = 0.8
+    whole, broken = begin("whole", **how), begin("broken", **how)
+    list(run_in(whole))
+    asking(broken, at=at_step(5))
+    broken.reopen()
+    list(run_in(broken))
+    assert losses(broken) == losses(whole)
+    one, other = load_checkpoint(whole.last), load_checkpoint(broken.last)
+    assert "training.projector.1.running_mean" in one.tensors
+    assert not any(name.startswith("decoder.") for name in one.tensors)
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name]), name
+    assert (one.header.mpp, one.header.decoder) == (0.5, None)
+    manifest = CropManifest.load(whole.crops_file)
+    assert (manifest.mpp, manifest.views_mpp) == (1.0, (0.5,))
+    logged = [e.logged for e in whole.events() if isinstance(e, Step)]
+    assert logged[0].keys() == {
+        *("partners_found", "partner_likeness", "others_likeness"),
+    }
+    with Image.open(next(whole.previews.glob("*.png"))) as sheet:
+        assert sheet.size == (2 * 32 + 4, 3 * 32 + 2 * 4)
+
+
+def test_pairs_go_on_from_an_autoencoder_and_their_encoder_embeds(begin):
+    crops = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    first = begin("mae")
+    list(run_in(first))
+    pairs = begin("mpcs", method="mpcs", init_from=str(first.last), base_lr=1e-6)
+    list(run_in(pairs))
+    plain, tuned = TileEncoder.load(first.last), TileEncoder.load(pairs.last)
+    assert (tuned.has_decoder, tuned.spec) == (False, plain.spec)
+    one, other = plain.embed(crops), tuned.embed(crops)
+    assert one.shape == other.shape == (len(crops), 16)
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(one, other, atol=0.1)  # it began where that ended
+    assert tuned.attention(crops).shape == (len(crops), 4, 4)
+
+
+def test_a_place_that_is_alone_is_refused(begin):
+    how = {"method": "mpcs", "held_out": 0.0}
+    with pytest.raises(NotEnoughDataError, match=r"fewer than two .* Choose"):
+        list(run_in(begin("one", crops_per_slide=1, **how)))
+    with pytest.raises(NotEnoughDataError, match="All places are of one"):
+        list(run_in(begin("slide", exclude_same_patient=True, **how)))
+
+
 def test_without_distillation_the_run_is_that_of_a_masked_autoencoder(begin):
     plain, same = begin("plain"), begin("same", method="sd-mae", distill_weight=0.0)
     list(run_in(plain))

@@ -17,7 +17,6 @@ from histomae.infer.encoder import (
     computing_in,
     pick_device,
     pick_precision,
-    pool,
     unfuse_attention,
 )
 from histomae.infer.reconstruct import normalised
@@ -25,6 +24,7 @@ from histomae.models.checkpoint import HEADER_KEY
 from histomae.models.foreign import foreign_encoder
 from histomae.models.initial import TIMM
 from histomae.models.tensor_files import is_tensor_file, open_tensor_file
+from histomae.models.vit import pool
 from histomae.slides.grid import TileSpec
 
 if TYPE_CHECKING:

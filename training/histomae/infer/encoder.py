@@ -26,6 +26,7 @@ from histomae.models.checkpoint import (
     encoder_from,
     load_checkpoint,
 )
+from histomae.models.vit import pool
 from histomae.slides.grid import TileSpec
 
 if TYPE_CHECKING:
@@ -104,13 +105,6 @@ def unfuse_attention(encoder: Any, device: torch.device) -> None:
         for module in encoder.modules():
             if hasattr(module, "fused_attn"):
                 module.fused_attn = False
-
-
-def pool(tokens: torch.Tensor, pooling: str, num_prefix_tokens: int) -> torch.Tensor:
-    """Turn tokens (N, T, D) into vectors (N, D): ``class_token``, or the ``mean``."""
-    if pooling == "class_token":
-        return tokens[:, 0]
-    return tokens[:, num_prefix_tokens:].float().mean(1)
 
 
 def check_pooling(encoder: Embedder, pooling: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from histomae.errors import SlideError
+from histomae.slides.crops import inset_l0
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -48,6 +49,8 @@ class Source(Protocol):
     def stream(self, batches: Iterable[Indices]) -> Iterator[Pixels | None]:
         """Yield the pictures of each batch of crop numbers, in order.
 
+        uint8 (N, H, W, 3); of methods that see a place at M magnifications
+        (N, M, H, W, 3), the coarsest first.
         None says that nothing is ready yet; it is yielded every ``PATIENCE_S`` while
         reading is slow, so that whoever waits can be asked to stop.
         """
@@ -71,6 +74,7 @@ class CropReader:
     """Reads the crops of a manifest. A context manager: threads end with it.
 
     Where the manifest reads regions, a region is decoded for all of its crops at once.
+    Where it has finer views, a crop is (M, H, W, 3): itself, then its middle in each.
 
     Parameters
     ----------
@@ -96,7 +100,8 @@ class CropReader:
         self._slides = tuple(slides)
         self._manifest = manifest
         side = manifest.region_px if manifest.reads_regions else manifest.crop_px
-        self._room = memory_bytes // (3 * side**2)
+        views = 1 + len(manifest.views_mpp)
+        self._room = memory_bytes // (3 * side**2 * views)
         self._kept: OrderedDict[int, Future[Pixels]] = OrderedDict()
         self._lock = threading.Lock()
         self._readers = readers
@@ -118,6 +123,8 @@ class CropReader:
     def read(self, index: int) -> Pixels:
         """Return crop ``index``, uint8 (H, W, 3), RGB at the manifest's mpp.
 
+        With finer views (M, H, W, 3), the crop itself first.
+
         Raises
         ------
         SlideError
@@ -134,7 +141,7 @@ class CropReader:
         return region[y : y + side, x : x + side]
 
     def read_batch(self, indices: Indices) -> Pixels:
-        """Return several crops, uint8 (N, H, W, 3).
+        """Return several crops, uint8 (N, H, W, 3) or (N, M, H, W, 3).
 
         In the place of those that cannot be read are others of the batch, or of the
         manifest where there is none; training and held-out crops are never mixed.
@@ -271,7 +278,20 @@ class CropReader:
         manifest = self._manifest
         if manifest.reads_regions:
             return self._cut(index, manifest.region_xy_l0, manifest.region_px)
-        return self._cut(index, manifest.xy_l0, manifest.crop_px)
+        crop = self._cut(index, manifest.xy_l0, manifest.crop_px)
+        if not manifest.views_mpp:
+            return crop
+        views = [self._middle(index, finer) for finer in manifest.views_mpp]
+        return np.stack([crop, *views])
+
+    def _middle(self, index: int, finer_mpp: float) -> Pixels:
+        """Read the middle of a crop, as many pixels wide, at a finer pixel size."""
+        manifest = self._manifest
+        slide = self._slides[manifest.slide_index[index]]
+        size = manifest.crop_px * manifest.mpp / np.asarray(slide.mpp)
+        x, y = manifest.xy_l0[index] + inset_l0(size, manifest.mpp, finer_mpp)
+        side_px = (manifest.crop_px, manifest.crop_px)
+        return slide.read_region((x, y), side_px, finer_mpp)
 
     def _cut(self, index: int, corners_l0: Floats, side_px: int) -> Pixels:
         """Read a square of a crop's slide; its corner is one of (n, 2), by crop."""

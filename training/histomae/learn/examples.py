@@ -1,7 +1,7 @@
 """What a method trains on: pictures by number, and which of them are held out.
 
-A method names the function that makes its examples (:attr:`Method.examples`); this is
-the one for crops of slides.
+A method names the function that makes its examples (:attr:`Method.examples`); here are
+those for crops of slides, at one magnification or at several.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from histomae.errors import ConfigError, RunError
+import numpy as np
+
+from histomae.errors import ConfigError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note
 from histomae.learn.crops import CropReader
 from histomae.slides.crops import CropManifest, CropSpec, build_manifest
@@ -21,11 +23,12 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
-    import numpy as np
-
     from histomae.config import PretrainConfig
     from histomae.learn.crops import Source
     from histomae.learn.runs import RunFolder
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 GB = 10**9
 
@@ -37,13 +40,19 @@ class Examples:
     ``held_out`` bool (n,) marks the examples kept out of training; ``region`` int64
     (n,) numbers from 0 who are neighbours, and are best read at about the same time.
     ``mpp`` is in µm/px; ``mpp_given``: a person supplied that of one slide at least.
+
+    ``patient`` int64 (n,) numbers from 0 what is of one patient, or of one slide where
+    no more is known. ``present`` bool (n, M) marks which of M magnifications there are
+    of each example, from the coarsest.
     """
 
     source: Source
-    held_out: np.ndarray[Any, np.dtype[np.bool_]]
-    region: np.ndarray[Any, np.dtype[np.int64]]
+    held_out: Bools
+    region: Indices
     mpp: float
     mpp_given: bool
+    patient: Indices
+    present: Bools
 
 
 def slide_crops(
@@ -71,6 +80,55 @@ def slide_crops(
     SlideError, MissingMppError, UpsamplingError, NotEnoughDataError
         If the slides do not serve.
     """
+    return (yield from _from_slides(config, run, stack, anew=anew, factors=(1.0,)))
+
+
+def slide_places(
+    config: PretrainConfig, run: RunFolder, stack: ExitStack, *, anew: bool
+) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
+    """Open the slides, and draw places in them that are seen at ``view_factors``.
+
+    All pictures of a place are as many pixels wide and have one centre, read from the
+    slide's own pyramid: they need no registration. The coarsest is what is drawn, so
+    that no picture leaves the slide and none held out touches one trained on.
+
+    As :func:`slide_crops`, and raises
+
+    NotEnoughDataError
+        If there are fewer than two places to train on.
+    """
+    factors = tuple(sorted(config.view_factors, reverse=True))
+    made = _from_slides(config, run, stack, anew=anew, factors=factors)
+    config, examples = yield from made
+    _check_comparable(examples, config)
+    return config, examples
+
+
+def _check_comparable(examples: Examples, config: PretrainConfig) -> None:
+    """Refuse examples of which none has another one to be told from."""
+    patients = examples.patient[~examples.held_out]
+    if len(patients) < 2:
+        raise NotEnoughDataError(
+            f"{config.method} tells each place from the others, and there are fewer "
+            "than two to train on. Choose slides with more tissue, or hold fewer "
+            "places out."
+        )
+    if config.exclude_same_patient and len(np.unique(patients)) < 2:
+        raise NotEnoughDataError(
+            "All places are of one patient or slide, which exclude_same_patient does "
+            "not tell apart. Choose slides of several, or leave it out."
+        )
+
+
+def _from_slides(
+    config: PretrainConfig,
+    run: RunFolder,
+    stack: ExitStack,
+    *,
+    anew: bool,
+    factors: tuple[float, ...],
+) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
+    """Open the slides and draw crops, or read them; ``factors`` fall, times the mpp."""
     paths = find_slides(config.slides)
     if not paths:
         raise ConfigError("slides", "none is named. Choose slides or a folder.")
@@ -81,7 +139,11 @@ def slide_crops(
     mpp = default_mpp(slides) if config.mpp is None else config.mpp
     config = replace(config, mpp=mpp)
     if anew:
-        manifest = yield from build_manifest(slides, crop_spec(config, mpp))
+        spec = replace(
+            crop_spec(config, factors[0] * mpp),
+            views_mpp=tuple(factor * mpp for factor in factors[1:]),
+        )
+        manifest = yield from build_manifest(slides, spec)
         manifest.save(run.crops_file)
     else:
         manifest = CropManifest.load(run.crops_file)
@@ -100,7 +162,9 @@ def slide_crops(
         source=reader,
         held_out=manifest.held_out,
         region=manifest.region,
-        mpp=manifest.mpp,
+        mpp=factors[-1] * mpp,
+        patient=manifest.slide_index,
+        present=np.ones((len(manifest), len(factors)), bool),
         mpp_given=any(slide.mpp_source != "file" for slide in manifest.slides),
     )
 

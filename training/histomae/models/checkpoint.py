@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from timm.models.vision_transformer import VisionTransformer
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from histomae.models.tensor_files import Entry, TensorFile
 
@@ -215,13 +215,18 @@ def encoder_id(tensors: Mapping[str, Tensor]) -> str:
 # Models and tensors ----------------------------------------------------------
 
 
-def checkpoint_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """Return a model's tensors under the names of a checkpoint; nothing is copied."""
-    decoder = {DECODER + k: v for k, v in model.decoder.state_dict().items()}
-    return {**model.encoder.state_dict(), **decoder}
+def checkpoint_tensors(model: Any) -> dict[str, Tensor]:
+    """Return a model's tensors under the names of a checkpoint; nothing is copied.
+
+    Its ``decoder`` may be None.
+    """
+    found: dict[str, Tensor] = {**model.encoder.state_dict()}
+    if model.decoder is not None:
+        found |= {DECODER + k: v for k, v in model.decoder.state_dict().items()}
+    return found
 
 
-def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy a checkpoint's weights into a model; the training's state is left alone.
 
     Raises
@@ -239,12 +244,13 @@ def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> Non
             "of the run that wrote them."
         )
     model.encoder.load_state_dict(encoder_tensors(weights))
-    model.decoder.load_state_dict(
-        {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
-    )
+    if model.decoder is not None:
+        model.decoder.load_state_dict(
+            {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
+        )
 
 
-def training_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
+def training_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return what a model holds beside encoder and decoder, under ``training.``."""
     return {
         TRAINING + name: tensor
@@ -253,7 +259,7 @@ def training_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
     }
 
 
-def load_training(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> None:
+def load_training(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`training_tensors` returned.
 
     Raises
