@@ -184,3 +184,17 @@ class TestEmbedSpeed:
         process = start("embed_speed.py", "--json", "--plant", "--encoder", "vit_micro")
         assert process.returncode == 1, process.stderr
         assert not figures(process)["cosine to float32"]["is_met"]
+
+
+class TestSlidePairs:
+    def test_pairs_are_of_one_place_and_are_learned_from(self):
+        process = start("slide_pairs.py", "--json", "--goal-gain", "4")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["registration error, largest"]["value"] <= 1
+        assert found["places to find"]["value"] == 60
+
+    def test_pictures_with_only_a_corner_in_common_are_found(self):
+        process = start("slide_pairs.py", "--json", "--plant", "--epochs", "1")
+        assert process.returncode == 1, process.stderr
+        assert figures(process)["registration error, largest"]["value"] > 10

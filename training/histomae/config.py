@@ -129,7 +129,9 @@ class PretrainConfig:
     exclude_same_patient: bool = False
     """MPCS: do not tell apart what is of one patient, or of one slide."""
     partial_sets: bool = False
-    """MPCS on BreakHis: take places that lack some magnifications too."""
+    """MPCS on BreakHis: take sets that lack some magnifications too."""
+    skip_unreadable: bool = False
+    """MPCS on BreakHis: leave out pictures that cannot be read, and say which."""
 
     epochs: int = 400
     """Passes over the crops."""

@@ -12,6 +12,7 @@ from PIL import Image
 
 from histomae.errors import (
     ConfigError,
+    DataSetError,
     DiskRefusedError,
     NotEnoughDataError,
     RunError,
@@ -339,6 +340,60 @@ def test_a_place_that_is_alone_is_refused(begin):
         list(run_in(begin("one", crops_per_slide=1, **how)))
     with pytest.raises(NotEnoughDataError, match="All places are of one"):
         list(run_in(begin("slide", exclude_same_patient=True, **how)))
+
+
+@pytest.fixture
+def breakhis(tmp_path):
+    """A tree in BreakHis's layout: four patients with two sets of four each."""
+    random = np.random.default_rng(0)
+    for case in range(4):
+        folder = tmp_path / "BreaKHis_v1" / f"SOB_B_F_14-{case}A"
+        folder.mkdir(parents=True)
+        for magnification in (40, 100, 200, 400):
+            for number in (1, 2):
+                pixels = random.integers(0, 256, (46, 70, 3), np.uint8)
+                name = f"SOB_B_F-14-{case}A-{magnification}-{number:03}.png"
+                Image.fromarray(pixels).save(folder / name)
+    return tmp_path / "BreaKHis_v1"
+
+
+def test_pairs_of_breakhis_are_trained_and_resumed_exactly(begin, breakhis):
+    how = {"method": "mpcs", "slides": (str(breakhis),), "projector_dims": (16, 8)}
+    how |= {"batch_size": 3, "held_out": 0.25, "exclude_same_patient": True}
+    whole, broken = begin("whole", **how), begin("broken", **how)
+    said = list(run_in(whole))
+    asking(broken, at=at_step(5))
+    broken.reopen()
+    list(run_in(broken))
+    assert losses(broken) == losses(whole)
+    notes = [event.text for event in said if isinstance(event, Note)]
+    assert notes[0].startswith("8 sets of all four magnifications")
+    (started,) = [event for event in said if isinstance(event, Started)]
+    assert (started.crops, started.held_out_crops) == (6, 2)
+    assert started.mpp == pytest.approx(0.2 * 460 / 32)
+
+
+def test_breakhis_is_refused_in_words(begin, breakhis, tissue_slide):
+    how = {"method": "mpcs", "projector_dims": (16, 8)}
+    both = begin("both", slides=(str(breakhis), str(tissue_slide)), **how)
+    with pytest.raises(DataSetError, match="Train on this folder alone"):
+        list(run_in(both))
+    (one, *_) = sorted(breakhis.rglob("*-40-001.png"))
+    one.write_bytes(b"damaged")
+    how["slides"] = (str(breakhis),)
+    with pytest.raises(DataSetError, match=f"1 of 32 .*{one.name}"):
+        list(run_in(begin("damaged", **how)))
+    skipped = begin("skipped", skip_unreadable=True, **how)
+    said = [e.text for e in run_in(skipped) if isinstance(e, Note)]
+    assert one.name in said[0]
+    assert said[1].startswith("7 sets of all four magnifications, 1 of two or three")
+    for path in breakhis.rglob("*-200-*.png"):
+        path.unlink()
+    with pytest.raises(NotEnoughDataError, match=r"has 0 sets .* strategy ordered"):
+        list(run_in(begin("three", skip_unreadable=True, **how)))
+    how |= {"partial_sets": True, "pair_strategy": "fixed"}
+    with pytest.raises(NotEnoughDataError, match=r"strategy fixed.*partial_sets"):
+        list(run_in(begin("fixed", skip_unreadable=True, **how)))
 
 
 def test_without_distillation_the_run_is_that_of_a_masked_autoencoder(begin):

@@ -14,7 +14,7 @@ import torch
 
 from histomae.infer.reconstruct import reconstruct_tiles
 from histomae.learn.augment import Stream, mask_noise, view_affines, views
-from histomae.learn.examples import slide_crops, slide_places
+from histomae.learn.examples import places, slide_crops
 from histomae.learn.pairs import changes, drawn_pairs
 from histomae.models import mpcs, sdmae
 from histomae.models.mae import MaskedAutoencoder
@@ -362,7 +362,7 @@ METHODS: dict[str, Method] = {
             ),
             splits_over_batch=False,
             build=_mpcs,
-            examples=slide_places,
+            examples=places,
             inputs=_mpcs_inputs,
             encode=_mpcs_encode,
             loss=_mpcs_loss,
