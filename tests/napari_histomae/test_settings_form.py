@@ -42,9 +42,9 @@ def test_each_method_shows_its_own_settings(form):
         return {s.label for s in SETTINGS if not form._rows[s.name][0].isHidden()}
 
     assert "Hidden" in shown()
-    assert not {"Seen at", "Pairs", "Temperature"} & shown()
+    assert not {"Seen at", "Pairs", "Temp. τ"} & shown()
     form.show_method("mpcs")
-    assert {"Seen at", "Pairs", "Temperature"} <= shown()
+    assert {"Seen at", "Pairs", "Temp. τ"} <= shown()
     assert "Hidden" not in shown()
     form.edit("view_factors", "1, 1.5")
     form.edit("pair_strategy", "random")

@@ -30,9 +30,14 @@ TEACHERS = ("ema", "reference", "none")
 STRATEGIES = ("ordered", "random", "fixed")
 POOLINGS = ("class_token", "mean")
 OPTIMIZERS = ("adamw", "lars")
-ENCODERS = ("vit_small", "vit_tiny", "vit_micro")
+CONVOLUTIONS = ("resnet50", "resnet50_dilated", "efficientnet_b2")
+ENCODERS = ("vit_small", "vit_tiny", "vit_micro", *CONVOLUTIONS)
+#: Methods that hide patches, which convolutions do not have.
+MASKING = ("mae", "sd-mae")
 PRECISIONS = ("auto", "f32", "bf16")
 SAMPLERS = ("random", "region-dense")
+#: Smaller tiles leave convolutions a map of a single place.
+LEAST_CNN_PX = 64
 #: Below this share of a slide's own pixel size a read would invent detail.
 FINEST_MPP_RATIO = 0.9
 #: What to ask for, by annotation.
@@ -60,7 +65,8 @@ class PretrainConfig:
     method: str = "mae"
     """Self-supervised method: mae, sd-mae or mpcs."""
     encoder: str = "vit_small"
-    """ViT by width and blocks: vit_small 384/12, vit_tiny 192/12, vit_micro 192/4."""
+    """ViT by width and blocks: vit_small 384/12, vit_tiny 192/12, vit_micro 192/4; with
+    mpcs also resnet50, resnet50_dilated (a finer map) and efficientnet_b2."""
     init_from: str = "random"
     """Weights to begin with: random, our checkpoint, timm:NAME or a weights file."""
 
@@ -221,6 +227,23 @@ class PretrainConfig:
         self._check_fit()
 
     def _check_fit(self) -> None:
+        if self.encoder not in CONVOLUTIONS:
+            self._check_patches()
+        elif self.method in MASKING:
+            raise ConfigError(
+                "encoder",
+                f"{self.encoder} has no patches that {self.method} could hide. Choose "
+                "vit_small, or the method mpcs.",
+            )
+        elif self.tile_px < LEAST_CNN_PX:
+            raise ConfigError(
+                "tile_px",
+                f"{self.tile_px} px are too few for {self.encoder}. Choose at least "
+                f"{LEAST_CNN_PX}.",
+            )
+        self._check_training()
+
+    def _check_patches(self) -> None:
         if self.tile_px % self.patch_size:
             raise ConfigError(
                 "patch_size",
@@ -234,6 +257,8 @@ class PretrainConfig:
                 f"{self.mask_ratio:g} of {patches} patches leaves none hidden or none "
                 "visible. Choose a ratio such as 0.75.",
             )
+
+    def _check_training(self) -> None:
         if self.sampler == "region-dense" and self.region_px < self.tile_px:
             raise ConfigError(
                 "region_px",
@@ -315,6 +340,8 @@ class PretrainConfig:
     @property
     def architecture(self) -> str:
         """Name after timm's pattern, such as ``vit_small_patch16_224``."""
+        if self.encoder in CONVOLUTIONS:
+            return self.encoder
         return f"{self.encoder}_patch{self.patch_size}_{self.tile_px}"
 
 

@@ -613,6 +613,22 @@ def test_what_needs_the_whole_batch_says_how_to_make_it_smaller():
         train(CONFIG, method=short_of_memory(3, splits_over_batch=False))
 
 
+def test_batch_norm_in_the_encoder_needs_the_whole_batch_at_once():
+    seen = []
+
+    def encode(model, given, setting):
+        seen.append(len(given["images"]))
+        return MPCS.encode(model, given, setting)
+
+    config = replace(PAIRS, encoder="efficientnet_b2", tile_px=64, micro_batch=2)
+    method = replace(MPCS, encode=encode)
+    source = Places(side=64)
+    events, model, _ = train(config, method=method, source=source, upto=1)
+    assert seen == [10]
+    assert all(w.grad is not None for w in model.parameters() if w.requires_grad)
+    assert steps(events)[0].loss > 0
+
+
 # ---- LARS
 
 

@@ -334,6 +334,22 @@ def test_pairs_go_on_from_an_autoencoder_and_their_encoder_embeds(begin):
     assert tuned.attention(crops).shape == (len(crops), 4, 4)
 
 
+def test_convolutions_are_trained_and_used_like_other_encoders(begin):
+    how = {"view_factors": (1.0, 1.5), "max_iou": 0.8, "tile_px": 64, "epochs": 1}
+    run = begin(method="mpcs", encoder="efficientnet_b2", **how)
+    list(run_in(run))
+    encoder = TileEncoder.load(run.encoder)
+    assert encoder.poolings == ("mean",)
+    assert encoder.name.startswith("mpcs efficientnet_b2 step ")
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    assert encoder.embed(tiles).shape == (3, encoder.width) == (3, 1408)
+    seen = encoder.attention(tiles)
+    assert seen.shape == (3, 2, 2)
+    np.testing.assert_allclose(seen.sum((1, 2)), 1, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"pooling: 'class_token' .* Choose mean"):
+        encoder.embed(tiles, pooling="class_token")
+
+
 def test_a_place_that_is_alone_is_refused(begin):
     how = {"method": "mpcs", "held_out": 0.0}
     with pytest.raises(NotEnoughDataError, match=r"fewer than two .* Choose"):

@@ -21,10 +21,10 @@ from histomae.infer.encoder import (
 )
 from histomae.infer.reconstruct import normalised
 from histomae.models.checkpoint import HEADER_KEY
+from histomae.models.encoders import pool
 from histomae.models.foreign import foreign_encoder
 from histomae.models.initial import TIMM
 from histomae.models.tensor_files import is_tensor_file, open_tensor_file
-from histomae.models.vit import pool
 from histomae.slides.grid import TileSpec
 
 if TYPE_CHECKING:

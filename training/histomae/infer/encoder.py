@@ -26,7 +26,8 @@ from histomae.models.checkpoint import (
     encoder_from,
     load_checkpoint,
 )
-from histomae.models.vit import pool
+from histomae.models.cnn import CnnSpec, strength
+from histomae.models.encoders import pool, poolings_of, tokens_of
 from histomae.slides.grid import TileSpec
 
 if TYPE_CHECKING:
@@ -124,8 +125,6 @@ class TileEncoder:
     :meth:`embed`, f32 or bf16.
     """
 
-    poolings = POOLINGS
-
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, *, precision: str = "f32"
     ) -> None:
@@ -167,6 +166,11 @@ class TileEncoder:
         return f"{header.method} {header.architecture} step {header.step}"
 
     @property
+    def poolings(self) -> tuple[str, ...]:
+        """How a tile may become one vector; the first unless asked otherwise."""
+        return poolings_of(self.header.encoder)
+
+    @property
     def width(self) -> int:
         """Length of an embedding, D."""
         return self.header.encoder.embed_dim
@@ -197,15 +201,17 @@ class TileEncoder:
         return self._autoencoder is not None
 
     @torch.inference_mode()
-    def embed(self, tiles: Pixels, *, pooling: str = "class_token") -> Floats:
+    def embed(self, tiles: Pixels, *, pooling: str | None = None) -> Floats:
         """Return one vector per tile, float32 (N, D), after the final norm.
 
-        ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens.
+        ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens; None: the
+        first of ``poolings``. Convolutions have only the mean, over their places.
         """
+        pooling = pooling or self.poolings[0]
         check_pooling(self, pooling)
         with computing_in(self.precision, self.device):
-            tokens = self._encoder.forward_features(self._images(tiles))
-        pooled = pool(tokens, pooling, self._encoder.num_prefix_tokens)
+            tokens = tokens_of(self._encoder, self._images(tiles))
+        pooled = pool(tokens, pooling, getattr(self._encoder, "num_prefix_tokens", 0))
         return pooled.float().cpu().numpy()
 
     @torch.inference_mode()
@@ -226,8 +232,16 @@ class TileEncoder:
         ------
         ConfigError
             If there is no such block or head.
+
+        Notes
+        -----
+        Convolutions have no attention: of them it is how strongly they answer at each
+        place, the length of its vector.
         """
         self._check_attention(block, head)
+        if isinstance(self.header.encoder, CnnSpec):
+            tokens = tokens_of(self._encoder, self._images(tiles))
+            return strength(tokens, self.grid_size).cpu().numpy()
         # One block at a time: those of a batch together would fill the memory.
         blocks = islice(
             iter_attention(self._encoder, self._images(tiles)),

@@ -28,6 +28,7 @@ from timm.optim import Lars
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from histomae.config import CONVOLUTIONS
 from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note, Step
 from histomae.learn.augment import epoch_order
@@ -337,7 +338,9 @@ def micro_batch_of(method: Method, config: PretrainConfig) -> int:
 
 def in_parts(method: Method, config: PretrainConfig) -> bool:
     """Whether crops may go through the model a few at a time."""
-    return method.splits_over_batch or method.encode is not None
+    if method.encode is None:
+        return method.splits_over_batch
+    return config.encoder not in CONVOLUTIONS  # whose batch norm sees the batch
 
 
 def _micro_batches(

@@ -17,11 +17,11 @@ from histomae.learn.augment import Stream, mask_noise, view_affines, views
 from histomae.learn.examples import places, slide_crops
 from histomae.learn.pairs import changes, drawn_pairs
 from histomae.models import mpcs, sdmae
+from histomae.models.encoders import spec_of
 from histomae.models.mae import MaskedAutoencoder
 from histomae.models.mpcs import Contrastive
 from histomae.models.patches import random_mask
 from histomae.models.sdmae import SelfDistilled
-from histomae.models.vit import encoder_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from histomae.config import PretrainConfig
     from histomae.events import Event
     from histomae.learn.examples import Examples
-    from histomae.models.vit import EncoderSpec
+    from histomae.models.encoders import AnySpec
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -133,10 +133,8 @@ def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencode
     return MaskedAutoencoder(**_autoencoder(config), generator=generator)
 
 
-def _encoder_spec(config: PretrainConfig) -> EncoderSpec:
-    return encoder_spec(
-        config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
-    )
+def _encoder_spec(config: PretrainConfig) -> AnySpec:
+    return spec_of(config.encoder, tile_px=config.tile_px, patch_size=config.patch_size)
 
 
 def _autoencoder(config: PretrainConfig) -> dict[str, Any]:

@@ -21,14 +21,15 @@ import torch
 from histomae import __version__
 from histomae.errors import CheckpointError
 from histomae.models import tensor_files as files
+from histomae.models.cnn import CnnSpec
+from histomae.models.encoders import AnySpec, build
 from histomae.models.mae import DecoderSpec, MaskedAutoencoder
-from histomae.models.vit import EncoderSpec, build_encoder
+from histomae.models.vit import EncoderSpec
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from timm.models.vision_transformer import VisionTransformer
     from torch import Tensor, nn
 
     from histomae.models.tensor_files import Entry, TensorFile
@@ -64,7 +65,7 @@ class CheckpointHeader:
 
     architecture: str
     """Name after timm's pattern, such as ``vit_small_patch16_224``."""
-    encoder: EncoderSpec
+    encoder: AnySpec
     decoder: DecoderSpec | None
     """None: the file holds the encoder alone."""
     method: str
@@ -90,6 +91,8 @@ class CheckpointHeader:
         channels = self.encoder.in_chans
         if self.tile_px != self.encoder.tile_px:
             raise _bad_header("tile_px", self.tile_px, f"{self.encoder.tile_px}")
+        if self.decoder is not None and not isinstance(self.encoder, EncoderSpec):
+            raise _bad_header("decoder", self.decoder, "null: convolutions have none")
         if not 0 <= self.mask_ratio <= 1:
             raise _bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
         if not 0 < self.mpp <= 1000:
@@ -143,7 +146,9 @@ def _bad_header(name: str, value: Any, wanted: str) -> CheckpointError:
     )
 
 
-def _encoder_spec(value: Any) -> EncoderSpec:
+def _encoder_spec(value: Any) -> AnySpec:
+    if isinstance(value, dict) and "name" in value:
+        return CnnSpec(**files.read_fields(value, CNN_READERS))
     values = files.mapping(files.whole)(value)
     readers = dict.fromkeys(EncoderSpec.__dataclass_fields__, files.whole)
     return EncoderSpec(**files.read_fields(values, readers))
@@ -157,6 +162,7 @@ def _decoder_spec(value: Any) -> DecoderSpec | None:
     return DecoderSpec(**files.read_fields(values, readers))
 
 
+CNN_READERS = {"name": files.text, "tile_px": files.whole, "in_chans": files.whole}
 HEADER_READERS = {
     "architecture": files.text,
     "encoder": _encoder_spec,
@@ -279,10 +285,10 @@ def load_training(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(found[name])
 
 
-def encoder_from(checkpoint: Checkpoint) -> VisionTransformer:
+def encoder_from(checkpoint: Checkpoint) -> nn.Module:
     """Build the encoder of a checkpoint, in eval mode, on the CPU."""
     with torch.device("meta"):
-        encoder = build_encoder(checkpoint.header.encoder)
+        encoder = build(checkpoint.header.encoder)
     encoder.to_empty(device="cpu")
     encoder.load_state_dict(encoder_tensors(checkpoint.tensors))
     return encoder.eval()
@@ -309,6 +315,7 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
 
 
 def _bare_model(header: CheckpointHeader, decoder: DecoderSpec) -> MaskedAutoencoder:
+    assert isinstance(header.encoder, EncoderSpec)  # the header sees to it
     return MaskedAutoencoder(
         header.encoder,
         decoder_dim=decoder.dim,
@@ -322,7 +329,7 @@ def expected_entries(header: CheckpointHeader) -> dict[str, Entry]:
     """Return dtype and shape of each weight that a header promises."""
     with torch.device("meta"):
         if header.decoder is None:
-            return files.entries_of(build_encoder(header.encoder).state_dict())
+            return files.entries_of(build(header.encoder).state_dict())
         return files.entries_of(checkpoint_tensors(_bare_model(header, header.decoder)))
 
 

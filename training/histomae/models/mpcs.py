@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from histomae.models.vit import build_encoder, encode_visible, pool
+from histomae.models.encoders import build, pool, poolings_of, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from histomae.models.vit import EncoderSpec
+    from histomae.models.encoders import AnySpec
 
 #: Pictures of different places that are more alike than this are all alike.
 COLLAPSED = 0.98
@@ -104,7 +104,8 @@ class Contrastive(nn.Module):
     projector_dims
         Widths of the projector's layers.
     pooling
-        ``class_token``, or the ``mean`` of the patch tokens.
+        ``class_token``, or the ``mean`` of the patch tokens; of convolutions always
+        the mean.
     generator
         Of the initial weights; None: torch's own.
     """
@@ -114,23 +115,30 @@ class Contrastive(nn.Module):
 
     def __init__(
         self,
-        encoder_spec: EncoderSpec,
+        encoder_spec: AnySpec,
         *,
         projector_dims: Sequence[int],
         pooling: str = "class_token",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.encoder_spec, self.pooling = encoder_spec, pooling
-        self.encoder = build_encoder(encoder_spec, generator=generator)
+        known = poolings_of(encoder_spec)
+        self.encoder_spec = encoder_spec
+        self.pooling = pooling if pooling in known else known[0]
+        self._prefix_tokens = len(known) - 1
+        self.encoder = build(encoder_spec, generator=generator)
         self.projector = Projector(encoder_spec.embed_dim, projector_dims)
         for layer in self.projector:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, generator=generator)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return a vector for each picture alone: (N, C, H, W) to (N, D)."""
-        return pool(encode_visible(self.encoder, images), self.pooling, 1)
+        """Return a vector for each picture: (N, C, H, W) to (N, D).
+
+        Each is encoded alone, unless batch norm in the encoder mixes them.
+        """
+        tokens = tokens_of(self.encoder, images)
+        return pool(tokens, self.pooling, self._prefix_tokens)
 
     def compare(
         self, vectors: Tensor, *, temperature: float, groups: Tensor | None = None

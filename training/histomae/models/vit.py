@@ -235,10 +235,3 @@ def encode_visible(
     in the same order. With all patches in order it equals timm's ``forward_features``.
     """
     return encoder.norm(encoder.blocks(embed_visible(encoder, images, ids_keep)))
-
-
-def pool(tokens: Tensor, pooling: str, num_prefix_tokens: int) -> Tensor:
-    """Turn tokens (N, T, D) into vectors (N, D): ``class_token``, or the ``mean``."""
-    if pooling == "class_token":
-        return tokens[:, 0]
-    return tokens[:, num_prefix_tokens:].float().mean(1)
