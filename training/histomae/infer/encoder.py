@@ -290,7 +290,8 @@ class TileEncoder:
         if self._autoencoder is None:
             raise CheckpointError(
                 "This model is an encoder without its decoder, so it cannot "
-                "reconstruct. Choose the run's checkpoints/last.safetensors."
+                "reconstruct. Choose checkpoints/last.safetensors of a run of a masked "
+                "autoencoder (mae, sd-mae)."
             )
         return reconstruct_tiles(
             self._autoencoder,

@@ -305,7 +305,8 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
     if checkpoint.header.decoder is None:
         raise CheckpointError(
             "The checkpoint holds the encoder alone, and reconstructions need the "
-            "decoder. Choose checkpoints/last.safetensors of the run."
+            "decoder. Choose checkpoints/last.safetensors of a run of a masked "
+            "autoencoder (mae, sd-mae)."
         )
     with torch.device("meta"):
         model = _bare_model(checkpoint.header, checkpoint.header.decoder)
