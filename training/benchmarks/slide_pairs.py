@@ -179,7 +179,7 @@ def measure(args: argparse.Namespace) -> list[Figure]:
         load(),
         Figure("places laid on each other", len(errors)),
         Figure("registration error, median", float(np.median(errors)), "px"),
-        Figure("registration error, largest", errors.max(), "px", args.goal_px),
+        Figure("registration error, largest", float(errors.max()), "px", args.goal_px),
         Figure("training", took, "s"),
         Figure("places to find", len(pictures), at_least=args.count),
         Figure("found by chance", 100 / len(pictures), "%"),
