@@ -200,3 +200,17 @@ class TestThroughput:
         assert process.returncode == 1, process.stderr
         (slides,) = [row for name, row in figures(process).items() if "slides" in name]
         assert not slides["is_met"]
+
+
+class TestSlidePairs:
+    def test_pairs_are_of_one_place_and_are_learned_from(self):
+        process = start("slide_pairs.py", "--json", "--goal-gain", "4")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["registration error, largest"]["value"] <= 1
+        assert found["places to find"]["value"] == 60
+
+    def test_pictures_with_only_a_corner_in_common_are_found(self):
+        process = start("slide_pairs.py", "--json", "--plant", "--epochs", "1")
+        assert process.returncode == 1, process.stderr
+        assert figures(process)["registration error, largest"]["value"] > 10

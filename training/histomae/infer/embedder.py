@@ -18,10 +18,10 @@ from histomae.infer.encoder import (
     computing_in,
     pick_device,
     pick_precision,
-    pool,
 )
 from histomae.infer.reconstruct import normalised
 from histomae.models.checkpoint import HEADER_KEY
+from histomae.models.encoders import pool
 from histomae.models.foreign import foreign_encoder
 from histomae.models.initial import TIMM
 from histomae.models.tensor_files import is_tensor_file, open_tensor_file

@@ -26,6 +26,8 @@ from histomae.models.checkpoint import (
     encoder_from,
     load_checkpoint,
 )
+from histomae.models.cnn import CnnSpec, strength
+from histomae.models.encoders import pool, poolings_of, tokens_of
 from histomae.slides.grid import TileSpec
 
 if TYPE_CHECKING:
@@ -106,13 +108,6 @@ def choose_attention(model: Any, device: torch.device, *, by_steps: bool) -> Non
             module.fused_attn = not (by_steps and device.type == "cpu")
 
 
-def pool(tokens: torch.Tensor, pooling: str, num_prefix_tokens: int) -> torch.Tensor:
-    """Turn tokens (N, T, D) into vectors (N, D): ``class_token``, or the ``mean``."""
-    if pooling == "class_token":
-        return tokens[:, 0]
-    return tokens[:, num_prefix_tokens:].float().mean(1)
-
-
 def check_pooling(encoder: Embedder, pooling: str) -> None:
     """Refuse what an encoder cannot do with its tokens."""
     if pooling not in encoder.poolings:
@@ -129,8 +124,6 @@ class TileEncoder:
     ``spec.mpp``; everything returned is a NumPy array. ``precision`` is that of
     :meth:`embed`, f32 or bf16.
     """
-
-    poolings = POOLINGS
 
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, *, precision: str = "f32"
@@ -172,6 +165,11 @@ class TileEncoder:
         return f"{header.method} {header.architecture} step {header.step}"
 
     @property
+    def poolings(self) -> tuple[str, ...]:
+        """How a tile may become one vector; the first unless asked otherwise."""
+        return poolings_of(self.header.encoder)
+
+    @property
     def width(self) -> int:
         """Length of an embedding, D."""
         return self.header.encoder.embed_dim
@@ -202,15 +200,17 @@ class TileEncoder:
         return self._autoencoder is not None
 
     @torch.inference_mode()
-    def embed(self, tiles: Pixels, *, pooling: str = "class_token") -> Floats:
+    def embed(self, tiles: Pixels, *, pooling: str | None = None) -> Floats:
         """Return one vector per tile, float32 (N, D), after the final norm.
 
-        ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens.
+        ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens; None: the
+        first of ``poolings``. Convolutions have only the mean, over their places.
         """
+        pooling = pooling or self.poolings[0]
         check_pooling(self, pooling)
         with computing_in(self.precision, self.device):
-            tokens = self._encoder.forward_features(self._images(tiles))
-        pooled = pool(tokens, pooling, self._encoder.num_prefix_tokens)
+            tokens = tokens_of(self._encoder, self._images(tiles))
+        pooled = pool(tokens, pooling, getattr(self._encoder, "num_prefix_tokens", 0))
         return pooled.float().cpu().numpy()
 
     @torch.inference_mode()
@@ -231,8 +231,16 @@ class TileEncoder:
         ------
         ConfigError
             If there is no such block or head.
+
+        Notes
+        -----
+        Convolutions have no attention: of them it is how strongly they answer at each
+        place, the length of its vector.
         """
         self._check_attention(block, head)
+        if isinstance(self.header.encoder, CnnSpec):
+            tokens = tokens_of(self._encoder, self._images(tiles))
+            return strength(tokens, self.grid_size).cpu().numpy()
         # One block at a time: those of a batch together would fill the memory.
         blocks = islice(
             iter_attention(self._encoder, self._images(tiles)),
@@ -281,7 +289,8 @@ class TileEncoder:
         if self._autoencoder is None:
             raise CheckpointError(
                 "This model is an encoder without its decoder, so it cannot "
-                "reconstruct. Choose the run's checkpoints/last.safetensors."
+                "reconstruct. Choose checkpoints/last.safetensors of a run of a masked "
+                "autoencoder (mae, sd-mae)."
             )
         return reconstruct_tiles(
             self._autoencoder,

@@ -6,7 +6,7 @@ loop (:mod:`histomae.learn.loop`), which knows of a method only what stands here
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +14,14 @@ import torch
 
 from histomae.infer.reconstruct import reconstruct_tiles
 from histomae.learn.augment import Stream, mask_noise, view_affines, views
-from histomae.learn.examples import slide_crops
-from histomae.models import sdmae
+from histomae.learn.examples import places, slide_crops
+from histomae.learn.pairs import changes, drawn_pairs
+from histomae.models import mpcs, sdmae
+from histomae.models.encoders import spec_of
 from histomae.models.mae import MaskedAutoencoder
+from histomae.models.mpcs import Contrastive
 from histomae.models.patches import random_mask
 from histomae.models.sdmae import SelfDistilled
-from histomae.models.vit import encoder_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from histomae.config import PretrainConfig
     from histomae.events import Event
     from histomae.learn.examples import Examples
+    from histomae.models.encoders import AnySpec
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -46,13 +49,16 @@ class Setting:
     config: PretrainConfig
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    examples: Examples | None = None
+    """What is trained on; None: nobody knows, as when a model only looks."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """A micro-batch as the loop hands it over.
 
-    ``pictures`` uint8 (N, H, W, 3), as the method's source gives them, on the device;
+    ``pictures`` uint8 (N, H, W, 3), as the method's source gives them (of one that sees
+    M magnifications (N, M, H, W, 3)), on the device;
     ``indices`` int64 (N,), the numbers of the crops. ``training`` is False for crops
     held out: they are not augmented, and their randomness does not change with time.
     """
@@ -90,7 +96,7 @@ class Method:
     """Whether the loss of a batch is the mean of its crops' own losses.
 
     Then gradients of micro-batches add up to the batch's. Contrastive losses and batch
-    norm do not split: the whole batch goes through the model at once.
+    norm do not split: the whole batch is needed at once.
     """
     build: Callable[[PretrainConfig, torch.Generator], Any]
     """Make the model; the generator is of its weights.
@@ -104,8 +110,15 @@ class Method:
     """Make a loss's inputs: augmentation, normalisation, masks. In float32."""
     loss: Callable[[nn.Module, Inputs, Setting], Objective]
     """The objective of a micro-batch; runs in the run's precision."""
+    encode: Callable[[nn.Module, Inputs, Setting], Tensor] | None = None
+    """What the model makes of each crop alone, (N, ...), where the loss does not split.
+
+    Then crops go through that part of the model a few at a time, in the run's
+    precision, and :attr:`loss` is of a whole batch: of ``encoded`` (N, ...), and the
+    crops' numbers as ``indices`` (N,).
+    """
     picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
-    """Show what the model makes of crops uint8 (N, H, W, 3); returns (H', W', 3)."""
+    """Show what the model makes of crops, as of the source; uint8 (H', W', 3)."""
     after_step: Callable[[Any, float, Inputs], dict[str, float]] | None = None
     """Called after each update: teachers, centres.
 
@@ -120,13 +133,14 @@ def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencode
     return MaskedAutoencoder(**_autoencoder(config), generator=generator)
 
 
+def _encoder_spec(config: PretrainConfig) -> AnySpec:
+    return spec_of(config.encoder, tile_px=config.tile_px, patch_size=config.patch_size)
+
+
 def _autoencoder(config: PretrainConfig) -> dict[str, Any]:
     """Return what every masked autoencoder is made from."""
-    spec = encoder_spec(
-        config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
-    )
     return {
-        "encoder_spec": spec,
+        "encoder_spec": _encoder_spec(config),
         "decoder_dim": config.decoder_dim,
         "decoder_depth": config.decoder_depth,
         "decoder_heads": config.decoder_heads,
@@ -230,6 +244,80 @@ def _sd_mae_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
     return Objective(output.loss, output.logged, output.means)
 
 
+def _mpcs(config: PretrainConfig, generator: torch.Generator) -> Contrastive:
+    return Contrastive(
+        _encoder_spec(config),
+        projector_dims=config.projector_dims,
+        pooling=config.pooling,
+        generator=generator,
+    )
+
+
+def _mpcs_inputs(batch: Batch, setting: Setting) -> Inputs:
+    """Return both pictures of each pair, changed alike: ``images`` (N, 2, 3, H, W)."""
+    config, device = setting.config, batch.pictures.device
+    pair = torch.from_numpy(_pairs(batch, setting)).to(device)
+    rows = torch.arange(len(pair), device=device)[:, None]
+    pictures = batch.pictures[rows, pair]
+    affine = colour = None
+    if batch.training:
+        affine, colour = (
+            torch.from_numpy(change.repeat(2, axis=0)).to(device)
+            for change in changes(config.seed, batch.epoch, batch.indices)
+        )
+    images = views(
+        pictures.flatten(0, 1),
+        affine,
+        mean=setting.mean,
+        std=setting.std,
+        colour=colour,
+        padding="reflection",
+    )
+    return {"images": images.unflatten(0, (-1, 2))}
+
+
+def _pairs(batch: Batch, setting: Setting) -> Indices:
+    """Return which magnifications of each place are its pair, int64 (N, 2)."""
+    assert setting.examples is not None
+    return drawn_pairs(
+        setting.config.seed,
+        batch.epoch if batch.training else 0,
+        batch.indices,
+        strategy=setting.config.pair_strategy,
+        present=setting.examples.present[batch.indices],
+    )
+
+
+def _mpcs_encode(model: Any, inputs: Inputs, setting: Setting) -> Tensor:
+    vectors: Tensor = model.encode(inputs["images"].flatten(0, 1))
+    return vectors.unflatten(0, (-1, 2))
+
+
+def _mpcs_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
+    groups = None
+    if setting.config.exclude_same_patient:
+        assert setting.examples is not None
+        patient = torch.from_numpy(setting.examples.patient)
+        groups = patient.to(inputs["indices"].device)[inputs["indices"]]
+    loss, logged = model.compare(
+        inputs["encoded"], temperature=setting.config.temperature, groups=groups
+    )
+    return Objective(loss, logged)
+
+
+def _mpcs_picture(
+    model: nn.Module, crops: Pixels, indices: Indices, setting: Setting
+) -> Pixels:
+    """Return rows of first picture | second picture, as they are changed in training.
+
+    Always with the same changes.
+    """
+    batch = Batch(torch.from_numpy(crops), indices, epoch=0)
+    pairs = _mpcs_inputs(batch, replace(setting, mean=(0, 0, 0), std=(1, 1, 1)))
+    shown = (pairs["images"] * 255).round().to(torch.uint8).movedim(2, -1).numpy()
+    return beside([tuple(pair) for pair in shown])
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -262,6 +350,22 @@ METHODS: dict[str, Method] = {
             picture=_mae_picture,
             after_step=SelfDistilled.update,
             concern=sdmae.concern,
+        ),
+        Method(
+            name="mpcs",
+            title="Magnification pairs",
+            sentence=(
+                "The network sees each place at two magnifications and learns to tell "
+                "it from all other places, so that it knows tissue at any of them."
+            ),
+            splits_over_batch=False,
+            build=_mpcs,
+            examples=places,
+            inputs=_mpcs_inputs,
+            encode=_mpcs_encode,
+            loss=_mpcs_loss,
+            picture=_mpcs_picture,
+            concern=mpcs.concern,
         ),
     )
 }

@@ -388,10 +388,10 @@ class _Work:
             mean, std = self._checkpoint.header.mean, self._checkpoint.header.std
         model.to(fabric.device)
         if self._is_first:
-            setting = Setting(config, mean, std)
+            setting = Setting(config, mean, std, examples)
             config = yield from decided(setting, method, model, examples)
             self._run.write_config(config)
-        setting = Setting(agreed(config, fabric), mean, std)
+        setting = Setting(agreed(config, fabric), mean, std, examples)
         return self._ready(setting, method, model, examples)
 
     def _ready(

@@ -127,7 +127,7 @@ class Keeper:
             encoder=self._model.encoder_spec,
             decoder=self._model.decoder_spec,
             method=self._method.name,
-            mask_ratio=config.mask_ratio,
+            mask_ratio=0.0 if self._model.decoder is None else config.mask_ratio,
             norm_pix=config.norm_pix,
             mean=setting.mean,
             std=setting.std,

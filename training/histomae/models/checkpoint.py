@@ -21,15 +21,16 @@ import torch
 from histomae import __version__
 from histomae.errors import CheckpointError
 from histomae.models import tensor_files as files
+from histomae.models.cnn import CnnSpec
+from histomae.models.encoders import AnySpec, build
 from histomae.models.mae import DecoderSpec, MaskedAutoencoder
-from histomae.models.vit import EncoderSpec, build_encoder
+from histomae.models.vit import EncoderSpec
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from timm.models.vision_transformer import VisionTransformer
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from histomae.models.tensor_files import Entry, TensorFile
 
@@ -64,7 +65,7 @@ class CheckpointHeader:
 
     architecture: str
     """Name after timm's pattern, such as ``vit_small_patch16_224``."""
-    encoder: EncoderSpec
+    encoder: AnySpec
     decoder: DecoderSpec | None
     """None: the file holds the encoder alone."""
     method: str
@@ -90,6 +91,8 @@ class CheckpointHeader:
         channels = self.encoder.in_chans
         if self.tile_px != self.encoder.tile_px:
             raise _bad_header("tile_px", self.tile_px, f"{self.encoder.tile_px}")
+        if self.decoder is not None and not isinstance(self.encoder, EncoderSpec):
+            raise _bad_header("decoder", self.decoder, "null: convolutions have none")
         if not 0 <= self.mask_ratio <= 1:
             raise _bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
         if not 0 < self.mpp <= 1000:
@@ -143,7 +146,9 @@ def _bad_header(name: str, value: Any, wanted: str) -> CheckpointError:
     )
 
 
-def _encoder_spec(value: Any) -> EncoderSpec:
+def _encoder_spec(value: Any) -> AnySpec:
+    if isinstance(value, dict) and "name" in value:
+        return CnnSpec(**files.read_fields(value, CNN_READERS))
     values = files.mapping(files.whole)(value)
     readers = dict.fromkeys(EncoderSpec.__dataclass_fields__, files.whole)
     return EncoderSpec(**files.read_fields(values, readers))
@@ -157,6 +162,7 @@ def _decoder_spec(value: Any) -> DecoderSpec | None:
     return DecoderSpec(**files.read_fields(values, readers))
 
 
+CNN_READERS = {"name": files.text, "tile_px": files.whole, "in_chans": files.whole}
 HEADER_READERS = {
     "architecture": files.text,
     "encoder": _encoder_spec,
@@ -215,13 +221,18 @@ def encoder_id(tensors: Mapping[str, Tensor]) -> str:
 # Models and tensors ----------------------------------------------------------
 
 
-def checkpoint_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
-    """Return a model's tensors under the names of a checkpoint; nothing is copied."""
-    decoder = {DECODER + k: v for k, v in model.decoder.state_dict().items()}
-    return {**model.encoder.state_dict(), **decoder}
+def checkpoint_tensors(model: Any) -> dict[str, Tensor]:
+    """Return a model's tensors under the names of a checkpoint; nothing is copied.
+
+    Its ``decoder`` may be None.
+    """
+    found: dict[str, Tensor] = {**model.encoder.state_dict()}
+    if model.decoder is not None:
+        found |= {DECODER + k: v for k, v in model.decoder.state_dict().items()}
+    return found
 
 
-def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> None:
+def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
     """Copy a checkpoint's weights into a model; the training's state is left alone.
 
     Raises
@@ -239,12 +250,13 @@ def load_tensors(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> Non
             "of the run that wrote them."
         )
     model.encoder.load_state_dict(encoder_tensors(weights))
-    model.decoder.load_state_dict(
-        {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
-    )
+    if model.decoder is not None:
+        model.decoder.load_state_dict(
+            {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
+        )
 
 
-def training_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
+def training_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return what a model holds beside encoder and decoder, under ``training.``."""
     return {
         TRAINING + name: tensor
@@ -253,7 +265,7 @@ def training_tensors(model: MaskedAutoencoder) -> dict[str, Tensor]:
     }
 
 
-def load_training(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> None:
+def load_training(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`training_tensors` returned.
 
     Raises
@@ -273,10 +285,10 @@ def load_training(model: MaskedAutoencoder, tensors: Mapping[str, Tensor]) -> No
         tensor.copy_(found[name])
 
 
-def encoder_from(checkpoint: Checkpoint) -> VisionTransformer:
+def encoder_from(checkpoint: Checkpoint) -> nn.Module:
     """Build the encoder of a checkpoint, in eval mode, on the CPU."""
     with torch.device("meta"):
-        encoder = build_encoder(checkpoint.header.encoder)
+        encoder = build(checkpoint.header.encoder)
     encoder.to_empty(device="cpu")
     encoder.load_state_dict(encoder_tensors(checkpoint.tensors))
     return encoder.eval()
@@ -293,7 +305,8 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
     if checkpoint.header.decoder is None:
         raise CheckpointError(
             "The checkpoint holds the encoder alone, and reconstructions need the "
-            "decoder. Choose checkpoints/last.safetensors of the run."
+            "decoder. Choose checkpoints/last.safetensors of a run of a masked "
+            "autoencoder (mae, sd-mae)."
         )
     with torch.device("meta"):
         model = _bare_model(checkpoint.header, checkpoint.header.decoder)
@@ -303,6 +316,7 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
 
 
 def _bare_model(header: CheckpointHeader, decoder: DecoderSpec) -> MaskedAutoencoder:
+    assert isinstance(header.encoder, EncoderSpec)  # the header sees to it
     return MaskedAutoencoder(
         header.encoder,
         decoder_dim=decoder.dim,
@@ -316,7 +330,7 @@ def expected_entries(header: CheckpointHeader) -> dict[str, Entry]:
     """Return dtype and shape of each weight that a header promises."""
     with torch.device("meta"):
         if header.decoder is None:
-            return files.entries_of(build_encoder(header.encoder).state_dict())
+            return files.entries_of(build(header.encoder).state_dict())
         return files.entries_of(checkpoint_tensors(_bare_model(header, header.decoder)))
 
 
