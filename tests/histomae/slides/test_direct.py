@@ -171,10 +171,12 @@ def test_a_reduced_tile_shows_the_same(make_tiled, stained, both, coding):
                 inside = (whole.shape[0] // reduce, whole.shape[1] // reduce)
                 cut = whole[: inside[0] * reduce, : inside[1] * reduce].astype(float)
                 blocks = cut.reshape(inside[0], reduce, inside[1], reduce, 3)
-                away = np.abs(blocks.mean((1, 3)) - small[: inside[0], : inside[1]])
-                # OpenSlide's tile is reduced by means; wavelets are not quite that.
-                most = 0.6 if slide is slow else 9 if "jp2" in coding else 2
-                assert away.mean() < most, (reduce, place)
+                expected = blocks.mean((1, 3))
+                if slide is fast and "jp2" in coding:
+                    # Wavelets lie on the first of the pixels, not in their middle.
+                    expected = blocks[:, 0, :, 0]
+                away = np.abs(expected - small[: inside[0], : inside[1]])
+                assert away.mean() < (0.6 if slide is slow else 4), (reduce, place)
                 assert slide.cached_native_tile(0, *place, reduce=reduce) is small
                 asked = slide.request_native_tile(0, *place, reduce=reduce)
                 assert asked.result(10) is small

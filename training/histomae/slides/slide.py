@@ -440,7 +440,8 @@ class Slide:
         reduce
             1, 2, 4 or 8: to be shown, where a level is missing, a tile may be decoded
             to so many times fewer pixels across and down, up to four times as fast. A
-            pixel is about the mean of those it stands for, but not to the bit.
+            pixel is about the mean of those it stands for, but not to the bit; with
+            JPEG 2000 it is the smoothed picture at the first of them.
 
         Returns
         -------
