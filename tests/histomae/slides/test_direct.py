@@ -176,7 +176,8 @@ def test_a_reduced_tile_shows_the_same(make_tiled, stained, both, coding):
                     # Wavelets lie on the first of the pixels, not in their middle.
                     expected = blocks[:, 0, :, 0]
                 away = np.abs(expected - small[: inside[0], : inside[1]])
-                assert away.mean() < (0.6 if slide is slow else 4), (reduce, place)
+                most = 0.6 if slide is slow else 8 if coding == "jp2 ycbcr" else 4
+                assert away.mean() < most, (reduce, place)
                 assert slide.cached_native_tile(0, *place, reduce=reduce) is small
                 asked = slide.request_native_tile(0, *place, reduce=reduce)
                 assert asked.result(10) is small
