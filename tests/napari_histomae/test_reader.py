@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from histomae.slides.tile_cache import shared_cache
-from napari_histomae import _reader
+from napari_histomae import _reader, _returns
 from napari_histomae._reader import NOTHING, get_reader, read_slides
 from napari_histomae._session import Session
 
@@ -192,6 +192,43 @@ class TestPixelSize:
     def test_an_unbelievable_one_is_asked_for(self, viewer, shared_data, asked):
         open_in(viewer, shared_data / "slides" / "small" / "boxes.tiff")
         assert asked == ["boxes"]
+
+
+def test_a_slide_that_comes_back_is_drawn_again(
+    viewer, tmp_path, complaints, write_slide, tissue_like, qtbot
+):
+    path = write_slide(tmp_path / "here.tiff", tissue_like(3000, 2500))
+    away = tmp_path / "away.tiff"
+    (layer,) = open_in(viewer, path)
+    seen = layer.data[0][1200:1300, 1400:1500].copy()
+    drawn = []
+    layer.events.set_data.connect(lambda _: drawn.append(layer.data[-1][50, 50]))
+    path.rename(away)
+    shared_cache().clear()
+    marked = layer.data[0][1200:1300, 1400:1500]
+    assert (np.ptp(marked, axis=-1) == 0).all()
+    assert len(complaints.texts) == 1
+    qtbot.wait(700)
+    assert drawn == []  # it has not come back, and is left alone
+    away.rename(path)
+    qtbot.waitUntil(lambda: drawn != [], timeout=20_000)
+    assert drawn[-1].tolist() == [245, 245, 245]
+    np.testing.assert_array_equal(layer.data[0][1200:1300, 1400:1500], seen)
+    # All is read again: nobody waits for anything.
+    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive(), timeout=5_000)
+
+
+def test_nobody_waits_for_a_slide_that_was_closed(
+    viewer, tmp_path, complaints, write_slide, tissue_like, qtbot
+):
+    path = write_slide(tmp_path / "here.tiff", tissue_like(600, 500))
+    (layer,) = open_in(viewer, path)
+    path.unlink()
+    shared_cache().clear()
+    layer.data[0][:]
+    assert _returns._Watch.running.isActive()
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive(), timeout=5_000)
 
 
 @pytest.mark.real_data

@@ -79,6 +79,11 @@ class DirectLevel:
         self._lock, self._process = threading.Lock(), os.getpid()
         self._is_proved: bool | None = None
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether a tile decoded smaller shows everything where it is: JPEG does."""
+        return self._directory.compression == JPEG
+
     def tile(self, col: int, row: int, *, reduce: int = 1) -> Pixels | None:
         """Decode a whole tile, uint8 (H, W, 3); None: OpenSlide must be asked."""
         number = row * self._directory.tiles[0] + col

@@ -3,8 +3,9 @@
 Stored levels may have any factor, leave gaps or be missing altogether. The pyramid's
 levels always halve, down to one below ``SMALLEST_PX``. Where the file stores a level of
 that very factor, the chunks of the array are the file's own tiles; between two stored
-levels, chunks are the means of blocks of the finer one. Only where a gap is so wide
-that too much would be decoded, the coarser one is shown enlarged.
+levels, chunks are the means of blocks of the finer one, whose tiles are decoded to
+fewer pixels where that is faster. Only where a gap is so wide that too much would be
+decoded, the coarser one is shown enlarged.
 
 A viewer takes the quotient of two levels' shapes for the factor between them. To make
 that true to the last pixel, every level is filled up with background, right and below,
@@ -42,14 +43,15 @@ LEAST_CHUNK_PX = 200
 CHUNK_PX = 512
 #: The coarsest level has no longer side; a window shows it whole, and reads no other.
 SMALLEST_PX = 2048
-#: A chunk is the mean of blocks of at most this side: of 16 chunks.
-MOST_REDUCTION = 4
+#: A chunk is the mean of blocks of at most this side: of 16 chunks; or of 64 whose
+#: tiles are decoded to fewer pixels.
+MOST_REDUCTION, MOST_QUICK_REDUCTION = 4, 8
 #: Chunks ahead are asked for at this priority; what is looked at, at 0.
 AHEAD = 1
 #: No more than so many of the file's tiles are decoded for one chunk ahead.
 MOST_TILES_AHEAD = 16
 #: A tile that could not be read is not tried again before this time is over, s.
-RETRY_S = 1.0
+RETRY_S = 0.5
 #: So many of those are known at once.
 MOST_FAILURES = 256
 #: What a tile that cannot be read looks like: a grey that no stain has, hatched.
@@ -311,22 +313,34 @@ class _Maker:
         """Return the chunks of the level of a factor; ``level`` gives other levels."""
         if factor in self._stored:
             return _native_tiles(self._slide, self._stored[factor], self._cache)
-        finer = self._finer(factor)
         if self._is_near_another(factor):
             return _ResampledTiles(self._slide, factor, self._cache)
         if self.is_in_wide_gap(factor):
             return _EnlargedTiles(self._slide, level(2 * factor), self._cache)
+        base = finer = self._finer(factor)
         while factor > finer * MOST_REDUCTION:
             finer *= MOST_REDUCTION
-        return _ReducedTiles(self._slide, level(finer), factor // finer, self._cache)
+        by, quick = factor // finer, None
+        if finer == base:
+            quick = _Quick.of(self._slide, self._stored[base], by)
+        elif factor == base * MOST_QUICK_REDUCTION:
+            quick = self._quick(base)
+            by, finer = (by, finer) if quick is None else (factor // base, base)
+        return _ReducedTiles(self._slide, level(finer), by, self._cache, quick)
 
     def is_in_wide_gap(self, factor: int) -> bool:
         """Tell whether the file stores levels on both sides, the finer one far off."""
-        return (
-            factor not in self._stored
-            and self._finer(factor) * MOST_REDUCTION < factor < max(self._stored)
-            and not self._is_near_another(factor)
-        )
+        finer = self._finer(factor)
+        if factor <= finer * MOST_REDUCTION or factor > max(self._stored):
+            return False
+        is_quick = factor <= finer * MOST_QUICK_REDUCTION and self._quick(finer)
+        return not (is_quick or self._is_near_another(factor))
+
+    def _quick(self, finer: int) -> _Quick | None:
+        """Return the tiles of a stored level at an eighth, if they are read so."""
+        stored = self._stored[finer]
+        quick = _Quick.of(self._slide, stored, MOST_QUICK_REDUCTION)
+        return quick if quick is not None and quick.is_right else None
 
     def _finer(self, factor: int) -> int:
         return max(f for f in self._stored if f <= factor)
@@ -344,14 +358,39 @@ def _native_tiles(slide: Slide, level: Level, cache: TileCache) -> Tiles:
     return _GatheredTiles(slide, level, (many[0], many[1]), cache)
 
 
-class _NativeTiles:
-    """The file's own tiles of a level."""
+class _Quick:
+    """The tiles of a stored level, decoded so many times smaller, as a level."""
 
-    def __init__(self, slide: Slide, level: Level) -> None:
-        self.chunk_px = level.tile_px
+    def __init__(self, slide: Slide, stored: Level, by: int) -> None:
+        native = _NativeTiles(slide, stored, by)
+        wide, high = native.chunk_px
+        shape = stored.tiles[1] * high, stored.tiles[0] * wide
+        background = slide.background_rgb
+        self.level = PyramidLevel(native, by, shape, background=background)
+        self._slide = slide
+        self._stored = stored
+
+    @classmethod
+    def of(cls, slide: Slide, stored: Level, by: int) -> _Quick | None:
+        """Return the tiles, if ``by`` divides them; nothing is read for it."""
+        is_whole = all(side % by == 0 for side in stored.tile_px)
+        return cls(slide, stored, by) if is_whole else None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether they show what a mean of the whole tiles would; it is tried once."""
+        return self._slide.is_quickly_reduced(self._stored.index)
+
+
+class _NativeTiles:
+    """The file's own tiles of a level, decoded ``reduce`` times smaller."""
+
+    def __init__(self, slide: Slide, level: Level, reduce: int = 1) -> None:
+        self.chunk_px = (level.tile_px[0] // reduce, level.tile_px[1] // reduce)
         self.cost = 1.0
         self._slide = slide
         self._level = level
+        self._reduce = reduce
 
     def _is_beyond(self, col: int, row: int) -> bool:
         cols, rows = self._level.tiles
@@ -360,16 +399,18 @@ class _NativeTiles:
     def peek(self, col: int, row: int) -> Pixels | None:
         if self._is_beyond(col, row):
             return NOTHING
-        return self._slide.cached_native_tile(self._level.index, col, row)
+        return self._slide.cached_native_tile(
+            self._level.index, col, row, reduce=self._reduce
+        )
 
     def get(self, col: int, row: int) -> Pixels:
         if self._is_beyond(col, row):
             return NOTHING
-        return self._slide.native_tile(self._level.index, col, row)
+        return self._slide.native_tile(self._level.index, col, row, reduce=self._reduce)
 
     def request(self, col: int, row: int, priority: int) -> TileRequest:
         return self._slide.request_native_tile(
-            self._level.index, col, row, priority=priority
+            self._level.index, col, row, reduce=self._reduce, priority=priority
         )
 
 
@@ -422,36 +463,44 @@ class _GatheredTiles(_MadeTiles):
         chunk_px = (many[0] * level.tile_px[0], many[1] * level.tile_px[1])
         cost = float(many[0] * many[1])
         super().__init__(slide, int(level.factor[0]), chunk_px, cost, cache)
-        native = _NativeTiles(slide, level)
-        # In the file's own pixels; the slide is larger than this at no place.
-        shape = (level.tiles[1] * level.tile_px[1], level.tiles[0] * level.tile_px[0])
-        self._stored = PyramidLevel(
-            native, self._factor, shape, background=slide.background_rgb
-        )
+        # In whole tiles: the slide is larger than this at no place.
+        self._stored = _Quick(slide, level, 1).level
         self._convert = to_srgb(slide.icc_profile)
 
     def _make(self, col: int, row: int) -> Pixels:
-        x0, y0, x1, y1 = self._box(col, row)
-        high, wide, _ = self._stored.shape
-        pixels, error = self._stored.block((x0, y0, min(x1, wide), min(y1, high)))
+        box = _within_level(self._stored, self._box(col, row))
+        pixels, error = self._stored.block(box)
         return _whole(self._convert(pixels) if pixels.size else pixels, error)
 
 
 class _ReducedTiles(_MadeTiles):
-    """Means of square blocks of a finer level."""
+    """Means of square blocks of a finer level, decoded as such where that is right."""
 
     def __init__(
-        self, slide: Slide, finer: PyramidLevel, by: int, cache: TileCache
+        self,
+        slide: Slide,
+        finer: PyramidLevel,
+        by: int,
+        cache: TileCache,
+        quick: _Quick | None,
     ) -> None:
         cost = finer.tiles.cost * by**2
         super().__init__(slide, finer.factor * by, finer.tiles.chunk_px, cost, cache)
         self._finer = finer
         self._by = by
+        self._quick = quick
+        self._convert = to_srgb(slide.icc_profile)
 
     def _make(self, col: int, row: int) -> Pixels:
-        x0, y0, x1, y1 = (side * self._by for side in self._box(col, row))
-        high, wide, _ = self._finer.shape
-        pixels, error = self._finer.block((x0, y0, min(x1, wide), min(y1, high)))
+        box = self._box(col, row)
+        if self._quick is not None and self._quick.is_right:
+            pixels, error = self._quick.level.block(
+                _within_level(self._quick.level, box)
+            )
+            return _whole(self._convert(pixels) if pixels.size else pixels, error)
+        x0, y0, x1, y1 = box
+        large = (x0 * self._by, y0 * self._by, x1 * self._by, y1 * self._by)
+        pixels, error = self._finer.block(_within_level(self._finer, large))
         return _whole(np.asarray(Image.fromarray(pixels).reduce(self._by)), error)
 
 
@@ -466,9 +515,8 @@ class _EnlargedTiles(_MadeTiles):
 
     def _make(self, col: int, row: int) -> Pixels:
         x0, y0, x1, y1 = self._box(col, row)
-        high, wide, _ = self._coarser.shape
-        box = (x0 // 2, y0 // 2, min(-(-x1 // 2), wide), min(-(-y1 // 2), high))
-        pixels, error = self._coarser.block(box)
+        box = (x0 // 2, y0 // 2, -(-x1 // 2), -(-y1 // 2))
+        pixels, error = self._coarser.block(_within_level(self._coarser, box))
         large = pixels.repeat(2, 0).repeat(2, 1)
         return _whole(large[y0 % 2 :][: y1 - y0, x0 % 2 :][:, : x1 - x0], error)
 
@@ -495,6 +543,15 @@ class _ResampledTiles(_MadeTiles):
                 (x0 * factor, y0 * factor), (size[0], size[1]), (factor, factor)
             )
         )
+
+
+def _within_level(
+    level: PyramidLevel, box: tuple[int, int, int, int]
+) -> tuple[int, int, int, int]:
+    """Return what of a box (x0, y0, x1, y1) lies within a level; it may be empty."""
+    x0, y0, x1, y1 = box
+    high, wide, _ = level.shape
+    return min(x0, wide), min(y0, high), min(x1, wide), min(y1, high)
 
 
 def _whole(pixels: Pixels, error: SlideError | None) -> Pixels:

@@ -487,6 +487,16 @@ class Slide:
         """
         return self._file.is_direct(level)
 
+    def is_quickly_reduced(self, level: int) -> bool:
+        """Tell whether tiles are decoded faster to fewer pixels, each at its place.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read.
+        """
+        return self._file.is_quickly_reduced(level)
+
     # ---- the pictures that come with it
 
     @property

@@ -121,6 +121,11 @@ class SlideFile:
         """
         return self._now().is_direct(level)
 
+    def is_quickly_reduced(self, level: int) -> bool:
+        """Tell whether tiles are better decoded smaller. See ``Slide``."""
+        opened = self._now()
+        return opened.is_direct(level) and opened.direct[level].keeps_places
+
     def beginning(self) -> str:
         """Return the size and the first megabyte, to know the content by."""
         try:
