@@ -312,13 +312,13 @@ def plant() -> None:
     """Make every tile of a file late."""
     from histomae.slides.slide_file import SlideFile
 
-    decode = SlideFile._decode
+    seen_now = SlideFile._now
 
-    def late(*at: Any) -> Any:
+    def late(file: Any) -> Any:
         time.sleep(LATE_S)
-        return decode(*at)
+        return seen_now(file)
 
-    SlideFile._decode = late  # type: ignore[method-assign]
+    SlideFile._now = late  # type: ignore[method-assign]
 
 
 def first_figures(

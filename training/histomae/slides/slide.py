@@ -411,7 +411,7 @@ class Slide:
 
     def _background(self, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         pixels = np.empty((size[1], size[0], 3), np.uint8)
-        pixels[:] = self.background_rgb
+        pixels[:] = np.tile(np.array(self.background_rgb, np.uint8), (size[0], 1))
         return pixels
 
     def thumbnail(self, max_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:

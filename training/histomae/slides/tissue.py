@@ -36,6 +36,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 MASK_MPP = 8.0
 #: A level of more pixels than this is not read where there is a smaller one.
 MOST_LEVEL_PX = 6_000_000
+#: So many tiles of it may be waiting to be decoded.
+MOST_TILES_AT_ONCE = 500
 #: A mask has no more pixels than this.
 MOST_MASK_PX = 10_000_000
 #: Optical density is counted in steps; one above 1 is as good as 1.
@@ -201,6 +203,9 @@ def overview(slide: Slide) -> Overview:
     shrink = max(1.0, (pixels / MOST_MASK_PX) ** 0.5)
     factor = (finest[0] * shrink, finest[1] * shrink)
     size = (_pixels(width, factor[0]), _pixels(height, factor[1]))
+    if slide.is_direct(level.index) and np.prod(level.tiles) <= MOST_TILES_AT_ONCE:
+        for col, row in np.ndindex(level.tiles):  # to be decoded by all processors
+            slide.request_native_tile(level.index, col, row)
     rgb = slide.read_scaled((0, 0), size, factor)
     return Overview(rgb, factor, (factor[0] * mpp_x, factor[1] * mpp_y))
 
