@@ -13,8 +13,6 @@ if TYPE_CHECKING:
 LayerData = tuple[Any, ...]
 #: What napari takes for "claimed, and nothing to add".
 NOTHING: list[LayerData] = [(None,)]
-#: Side of the piece of level 0 that is tried before a slide is believed, pixels.
-TRIED_PX = 64
 
 
 def get_reader(
@@ -61,25 +59,10 @@ def _read_slide(path: Path) -> LayerData:
 
     slide = Slide.open(path)
     levels = slide_levels(slide)
-    _try_pixels(slide)
+    slide.try_pixels()
     if not slide.has_mpp:
         _ask_mpp(slide)
     return slide_layer_data(slide, levels)
-
-
-def _try_pixels(slide: Slide) -> None:
-    """Raise SlideError for a slide that opens but cannot be read.
-
-    A damaged spot is no reason to refuse a slide: one of two places must be readable.
-    """
-    from histomae.errors import SlideError
-
-    x, y, width, height = slide.bounds_l0
-    size = (min(TRIED_PX, width), min(TRIED_PX, height))
-    try:
-        slide.read_scaled((x + width // 2, y + height // 2), size, (1.0, 1.0))
-    except SlideError:
-        slide.read_scaled((x, y), size, (1.0, 1.0))
 
 
 def _ask_mpp(slide: Slide) -> None:

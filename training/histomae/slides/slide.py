@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from histomae.slides.tile_cache import TileCache, TileRequest
 
+#: Side of the piece of level 0 that is tried before a slide is believed, pixels.
+TRIED_PX = 64
 #: No single read holds more than this many pixels of the file at once.
 MAX_READ_PX = 16_000_000
 #: Nor decodes more than this in all: about half a minute's work.
@@ -486,6 +488,25 @@ class Slide:
             If the file cannot be read.
         """
         return self._file.is_direct(level)
+
+    def try_pixels(self) -> None:
+        """Refuse a slide that opens but cannot be read.
+
+        A damaged spot is no reason to refuse a slide: one of two places must be
+        readable.
+
+        Raises
+        ------
+        SlideError
+            If neither is.
+        """
+        x, y, width, height = self.bounds_l0
+        size = (min(TRIED_PX, width), min(TRIED_PX, height))
+        middle = (x + (width - size[0]) // 2, y + (height - size[1]) // 2)
+        try:
+            self._file.try_pixels(middle, size)
+        except SlideError:
+            self._file.try_pixels((x, y), size)
 
     def is_quickly_reduced(self, level: int) -> bool:
         """Tell whether tiles are decoded faster to fewer pixels, each at its place.

@@ -179,6 +179,16 @@ class SlideFile:
                 )
         return pixels
 
+    def try_pixels(self, start: Pair, size: Pair) -> None:
+        """Read from level 0 with OpenSlide, whoever reads it otherwise.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read there.
+        """
+        self._now().oracle.read(0, start, size)
+
     # ---- its tiles
 
     def tile(self, level: int, col: int, row: int, reduce: int = 1) -> Pixels:
