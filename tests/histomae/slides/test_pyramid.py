@@ -1,11 +1,13 @@
 """A slide as lazy arrays: numpy's meaning, bounded memory, never a whole level 0."""
 
+import struct
 import threading
 
 import numpy as np
 import openslide
 import pytest
 
+from benchmarks import tiled_slides
 from histomae.errors import SlideError
 from histomae.slides import pyramid as pyramid_module
 from histomae.slides import slide_file
@@ -267,6 +269,36 @@ def test_beyond_the_slide_is_background(make_slide, noise, stand_in):
     colour = {openslide.PROPERTY_NAME_BACKGROUND_COLOR: "F0E8F4"}
     slide, _ = stand_in([noise(403, 305)], colour)
     assert (pyramid(slide)[0][305:] == (0xF0, 0xE8, 0xF4)).all()
+
+
+def test_without_small_levels_a_huge_slide_is_not_decoded_whole(stand_in):
+    side = 40_000
+    slide, handle = stand_in([np.broadcast_to(np.uint8(200), (side, side, 4))])
+    errors = []
+    levels = pyramid(slide, on_error=errors.append)
+    assert (levels[-1][:] == unreadable(levels[-1].shape[:2])).all(-1).mean() > 0.9
+    assert handle.reads == []
+    assert "convert it to a pyramidal TIFF" in str(errors[0])
+    errors.clear()
+    assert np.ptp(levels[3][600:1200, 800:1600]) == 0  # nearer, it is shown
+    assert errors == []
+
+
+def test_what_is_claimed_but_not_stored_is_not_decoded(make_tiled, monkeypatch):
+    path = make_tiled([tiled_slides.stained(500, 500)], tile=(128, 128))
+    content = path.read_bytes()
+    claim = struct.pack("<HHII", 257, 4, 1, 500)
+    assert content.count(claim) == 1
+    path.write_bytes(content.replace(claim, struct.pack("<HHII", 257, 4, 1, 1_000_000)))
+    decoded = watch_tiles(monkeypatch)
+    with Slide.open(path, cache=TileCache()) as slide:
+        levels = pyramid(slide, cache=TileCache())
+        whole = levels[4][:]
+        levels[-1][:]
+    assert {(col, row) for _, col, row in decoded} == set(np.ndindex(4, 4))
+    assert whole.shape[0] >= 1_000_000 / 16
+    assert (whole[:31, :31] < 255).any(-1).all()
+    assert (whole[32:] == 255).all()
 
 
 def test_a_box_beyond_a_level_is_empty(make_slide, noise):

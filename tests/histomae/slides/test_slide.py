@@ -284,9 +284,9 @@ def test_true_factor_that_is_not_whole():
 def test_levels_of_a_slide(make_slide):
     with Slide.open(make_slide(size=(1203, 901), factors=(1, 2, 8))) as slide:
         assert slide.levels == (
-            Level(0, (1203, 901), (1.0, 1.0), (256, 256)),
-            Level(1, (601, 450), (2.0, 2.0), (256, 256)),
-            Level(2, (150, 112), (8.0, 8.0), (256, 256)),
+            Level(0, (1203, 901), (1.0, 1.0), (256, 256), (0, 0, 1203, 901)),
+            Level(1, (601, 450), (2.0, 2.0), (256, 256), (0, 0, 601, 450)),
+            Level(2, (150, 112), (8.0, 8.0), (256, 256), (0, 0, 150, 112)),
         )
 
 

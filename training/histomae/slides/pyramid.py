@@ -5,7 +5,8 @@ levels always halve, down to one below ``SMALLEST_PX``. Where the file stores a 
 that very factor, the chunks of the array are the file's own tiles; between two stored
 levels, chunks are the means of blocks of the finer one, whose tiles are decoded to
 fewer pixels where that is faster. Only where a gap is so wide that too much would be
-decoded, the coarser one is shown enlarged.
+decoded, the coarser one is shown enlarged; and where there is no coarser one, nothing
+is shown of levels for one view of which ``MAX_DECODED_PX`` pixels would not suffice.
 
 A viewer takes the quotient of two levels' shapes for the factor between them. To make
 that true to the last pixel, every level is filled up with background, right and below,
@@ -28,6 +29,7 @@ from PIL import Image
 
 from histomae.errors import SlideError
 from histomae.slides.colour import to_srgb
+from histomae.slides.slide import MAX_DECODED_PX
 from histomae.slides.tile_cache import shared_cache
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ SMALLEST_PX = 2048
 #: A chunk is the mean of blocks of at most this side: of 16 chunks; or of 64 whose
 #: tiles are decoded to fewer pixels.
 MOST_REDUCTION, MOST_QUICK_REDUCTION = 4, 8
+#: Tiles decoded to fewer pixels take so many times less time.
+QUICK_GAIN = 4
+#: However small a tile is, to read it takes as long as to decode so many pixels.
+LEAST_TILE_PX = 4096
 #: Chunks ahead are asked for at this priority; what is looked at, at 0.
 AHEAD = 1
 #: No more than so many of the file's tiles are decoded for one chunk ahead.
@@ -101,7 +107,10 @@ class PyramidLevel:
     factor
         Level-0 pixels per pixel of this level, a power of two.
     shape_yx
-        (height, width) in pixels of this level; background where the slide has ended.
+        (height, width) in pixels of this level.
+    end_xy
+        Where what the file stores ends, right and below, in pixels of this level; no
+        chunk that lies beyond is asked for: it is background.
     background
         Colour of what lies beyond the slide.
     on_error
@@ -119,12 +128,14 @@ class PyramidLevel:
         tiles: Tiles,
         factor: int,
         shape_yx: tuple[int, int],
+        end_xy: tuple[int, int],
         *,
         background: tuple[int, int, int],
         on_error: Callable[[SlideError], None] | None = None,
         ahead: Ahead | None = None,
     ) -> None:
         self.shape = (*shape_yx, 3)
+        self.end_xy = end_xy
         self.factor = factor
         self.tiles = tiles
         self.chunks = (*tiles.chunk_px[::-1], 3)
@@ -211,7 +222,8 @@ class PyramidLevel:
     def begin(self) -> None:
         """Let other threads begin to decode the whole level."""
         cols, rows = self.grid
-        self._ask([(col, row) for row in range(rows) for col in range(cols)])
+        places = [(col, row) for row in range(rows) for col in range(cols)]
+        self._ask([at for at in places if not self._is_beyond(*at)])
 
     def _ask(self, wanted: list[tuple[int, int]]) -> None:
         for at in wanted:
@@ -225,9 +237,17 @@ class PyramidLevel:
 
     def is_missing(self, col: int, row: int) -> bool:
         """Tell whether a chunk is not decoded, and worth a try."""
-        return not self._failed(col, row) and self.tiles.peek(col, row) is None
+        if self._is_beyond(col, row) or self._failed(col, row):
+            return False
+        return self.tiles.peek(col, row) is None
+
+    def _is_beyond(self, col: int, row: int) -> bool:
+        high, wide, _ = self.chunks
+        return col * wide >= self.end_xy[0] or row * high >= self.end_xy[1]
 
     def _chunk(self, col: int, row: int) -> tuple[Pixels, SlideError | None]:
+        if self._is_beyond(col, row):
+            return NOTHING, None
         failed = self._failed(col, row)
         if failed is not None:
             return failed
@@ -283,6 +303,7 @@ def pyramid(
                 maker.tiles(factor, level),
                 factor,
                 (last[0] * times, last[1] * times),
+                maker.end(factor),
                 background=slide.background_rgb,
                 on_error=on_error,
                 ahead=ahead,
@@ -311,6 +332,8 @@ class _Maker:
 
     def tiles(self, factor: int, level: Callable[[int], PyramidLevel]) -> Tiles:
         """Return the chunks of the level of a factor; ``level`` gives other levels."""
+        if self._is_too_much(factor):
+            return _RefusedTiles(self._slide, factor, self._cache)
         if factor in self._stored:
             return _native_tiles(self._slide, self._stored[factor], self._cache)
         if self._is_near_another(factor):
@@ -342,13 +365,51 @@ class _Maker:
         quick = _Quick.of(self._slide, stored, MOST_QUICK_REDUCTION)
         return quick if quick is not None and quick.is_right else None
 
+    def end(self, factor: int) -> tuple[int, int]:
+        """Return where what the file stores ends (x, y), pixels of a factor."""
+        source = self._source(factor)
+        x, y = (
+            math.ceil(end * finer / factor - 1e-6)
+            for end, finer in zip(source.stored[2:], source.factor, strict=True)
+        )
+        return x, y
+
+    def _is_too_much(self, factor: int) -> bool:
+        """Tell whether one view would decode more than a person has patience for."""
+        source = self._source(factor)
+        view = (
+            min(end, SMALLEST_PX * factor / finer)
+            for end, finer in zip(source.stored[2:], source.factor, strict=True)
+        )
+        tiles = math.prod(
+            math.ceil(v / side) for v, side in zip(view, source.tile_px, strict=True)
+        )
+        decoded = tiles * max(LEAST_TILE_PX, math.prod(source.tile_px))
+        if decoded <= MAX_DECODED_PX:
+            return False
+        finer = self._finer(factor)
+        is_quick = source == self._stored[finer] and self._quick(finer) is not None
+        return decoded > MAX_DECODED_PX * (QUICK_GAIN if is_quick else 1)
+
+    def _source(self, factor: int) -> Level:
+        """Return the level of the file that is read for the level of a factor."""
+        if self._is_near_another(factor):
+            return self._nearest(factor)
+        if self.is_in_wide_gap(factor):
+            return self._stored[min(f for f in self._stored if f >= factor)]
+        return self._stored[self._finer(factor)]
+
     def _finer(self, factor: int) -> int:
         return max(f for f in self._stored if f <= factor)
 
     def _is_near_another(self, factor: int) -> bool:
         """Tell whether a level of an odd factor is nearer than those that fit."""
-        known = [max(level.factor) for level in self._slide.levels]
-        return max(f for f in known if f <= factor) > 1.5 * self._finer(factor)
+        return max(self._nearest(factor).factor) > 1.5 * self._finer(factor)
+
+    def _nearest(self, factor: int) -> Level:
+        """Return the coarsest level that the file stores, but no coarser one."""
+        finer = [level for level in self._slide.levels if max(level.factor) <= factor]
+        return max(finer, key=lambda level: max(level.factor))
 
 
 def _native_tiles(slide: Slide, level: Level, cache: TileCache) -> Tiles:
@@ -365,8 +426,9 @@ class _Quick:
         native = _NativeTiles(slide, stored, by)
         wide, high = native.chunk_px
         shape = stored.tiles[1] * high, stored.tiles[0] * wide
+        end = -(-stored.stored[2] // by), -(-stored.stored[3] // by)
         background = slide.background_rgb
-        self.level = PyramidLevel(native, by, shape, background=background)
+        self.level = PyramidLevel(native, by, shape, end, background=background)
         self._slide = slide
         self._stored = stored
 
@@ -392,20 +454,12 @@ class _NativeTiles:
         self._level = level
         self._reduce = reduce
 
-    def _is_beyond(self, col: int, row: int) -> bool:
-        cols, rows = self._level.tiles
-        return col >= cols or row >= rows
-
     def peek(self, col: int, row: int) -> Pixels | None:
-        if self._is_beyond(col, row):
-            return NOTHING
         return self._slide.cached_native_tile(
             self._level.index, col, row, reduce=self._reduce
         )
 
     def get(self, col: int, row: int) -> Pixels:
-        if self._is_beyond(col, row):
-            return NOTHING
         return self._slide.native_tile(self._level.index, col, row, reduce=self._reduce)
 
     def request(self, col: int, row: int, priority: int) -> TileRequest:
@@ -468,7 +522,7 @@ class _GatheredTiles(_MadeTiles):
         self._convert = to_srgb(slide.icc_profile)
 
     def _make(self, col: int, row: int) -> Pixels:
-        box = _within_level(self._stored, self._box(col, row))
+        box = _before(self._stored.end_xy, self._box(col, row))
         pixels, error = self._stored.block(box)
         return _whole(self._convert(pixels) if pixels.size else pixels, error)
 
@@ -494,14 +548,15 @@ class _ReducedTiles(_MadeTiles):
     def _make(self, col: int, row: int) -> Pixels:
         box = self._box(col, row)
         if self._quick is not None and self._quick.is_right:
-            pixels, error = self._quick.level.block(
-                _within_level(self._quick.level, box)
-            )
+            level = self._quick.level
+            pixels, error = level.block(_before(level.end_xy, box))
             return _whole(self._convert(pixels) if pixels.size else pixels, error)
-        x0, y0, x1, y1 = box
-        large = (x0 * self._by, y0 * self._by, x1 * self._by, y1 * self._by)
-        pixels, error = self._finer.block(_within_level(self._finer, large))
-        return _whole(np.asarray(Image.fromarray(pixels).reduce(self._by)), error)
+        by, (wide, high) = self._by, self._finer.end_xy
+        x0, y0, x1, y1 = (
+            by * at for at in _before((-(-wide // by), -(-high // by)), box)
+        )
+        pixels, error = self._finer.block((x0, y0, x1, y1))
+        return _whole(np.asarray(Image.fromarray(pixels).reduce(by)), error)
 
 
 class _EnlargedTiles(_MadeTiles):
@@ -516,7 +571,7 @@ class _EnlargedTiles(_MadeTiles):
     def _make(self, col: int, row: int) -> Pixels:
         x0, y0, x1, y1 = self._box(col, row)
         box = (x0 // 2, y0 // 2, -(-x1 // 2), -(-y1 // 2))
-        pixels, error = self._coarser.block(_within_level(self._coarser, box))
+        pixels, error = self._coarser.block(_before(self._coarser.end_xy, box))
         large = pixels.repeat(2, 0).repeat(2, 1)
         return _whole(large[y0 % 2 :][: y1 - y0, x0 % 2 :][:, : x1 - x0], error)
 
@@ -545,12 +600,25 @@ class _ResampledTiles(_MadeTiles):
         )
 
 
-def _within_level(
-    level: PyramidLevel, box: tuple[int, int, int, int]
+class _RefusedTiles(_MadeTiles):
+    """Nothing: to show any of it, more would have to be decoded than is reasonable."""
+
+    def __init__(self, slide: Slide, factor: int, cache: TileCache) -> None:
+        super().__init__(slide, factor, (CHUNK_PX, CHUNK_PX), math.inf, cache)
+
+    def _make(self, col: int, row: int) -> Pixels:
+        raise SlideError(
+            f"{self._slide.path.name} has no level small enough to be seen whole. Zoom "
+            "in, or convert it to a pyramidal TIFF."
+        )
+
+
+def _before(
+    end_xy: tuple[int, int], box: tuple[int, int, int, int]
 ) -> tuple[int, int, int, int]:
-    """Return what of a box (x0, y0, x1, y1) lies within a level; it may be empty."""
+    """Return what of a box (x0, y0, x1, y1) lies before an end; it may be empty."""
     x0, y0, x1, y1 = box
-    high, wide, _ = level.shape
+    wide, high = end_xy
     return min(x0, wide), min(y0, high), min(x1, wide), min(y1, high)
 
 

@@ -43,12 +43,14 @@ class Level:
     """One stored level. ``size`` is (width, height); ``factor`` is (x, y), exact.
 
     ``tile_px`` is (width, height) of the tiles in which the file stores the level.
+    Those that there are lie within ``stored``, (x0, y0, x1, y1); beyond is background.
     """
 
     index: int
     size: tuple[int, int]
     factor: tuple[float, float]
     tile_px: tuple[int, int]
+    stored: tuple[int, int, int, int]
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -156,7 +158,13 @@ class Slide:
     def levels(self) -> tuple[Level, ...]:
         """The stored levels, finest first."""
         return tuple(
-            Level(index, size, _true_factor(self.dimensions, size), tile_px)
+            Level(
+                index,
+                size,
+                _true_factor(self.dimensions, size),
+                tile_px,
+                (0, 0, *size) if index else self._file.stored_box,
+            )
             for index, (size, tile_px) in enumerate(
                 zip(self._file.level_sizes, self._file.tile_sizes, strict=True)
             )
@@ -403,7 +411,7 @@ class Slide:
 
         It has nothing of it unless x0 < x1 and y0 < y1.
         """
-        box = (0, 0, *level.size) if level.index else self._file.stored_box
+        box = level.stored
         return (
             max(start[0], box[0]),
             max(start[1], box[1]),
