@@ -551,7 +551,9 @@ def look_at(child: Child, arguments: argparse.Namespace, verdict: Verdict) -> bo
     before = verdict.faults
     put_down(child, status, is_stopped, used.ru_maxrss * 1024, arguments, verdict)
     if arguments.keep and verdict.faults > before:
-        shutil.copytree(child.folder, arguments.keep / child.folder.name)
+        shutil.copytree(
+            child.folder, arguments.keep / child.folder.name, dirs_exist_ok=True
+        )
     shutil.rmtree(child.folder, ignore_errors=True)
     return True
 

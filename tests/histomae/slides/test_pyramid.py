@@ -1,7 +1,9 @@
 """A slide as lazy arrays: numpy's meaning, bounded memory, never a whole level 0."""
 
+import gc
 import struct
 import threading
+import tracemalloc
 
 import numpy as np
 import openslide
@@ -299,6 +301,34 @@ def test_what_is_claimed_but_not_stored_is_not_decoded(make_tiled, monkeypatch):
     assert whole.shape[0] >= 1_000_000 / 16
     assert (whole[:31, :31] < 255).any(-1).all()
     assert (whole[32:] == 255).all()
+
+
+def test_what_cannot_be_read_costs_no_memory(stand_in):
+    side = 8_000
+    slide, handle = stand_in([np.broadcast_to(np.uint8(200), (side, side, 4))])
+    handle.broken = [(0, 0, side, side)]
+    levels = pyramid(slide, cache=TileCache(0), on_error=lambda _: None)
+    tracemalloc.start()
+    try:
+        levels[-1][:]
+        gc.collect()
+        # Of the pixels that were decoded for them, the failures keep none.
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    failures = [one for level in levels for one in level._failures.values()]
+    assert len(failures) > 50
+    pictures = sum(one.pixels.nbytes for one in failures if one.pixels is not None)
+    assert kept < pictures + (8 << 20)
+
+
+def test_a_mark_ends_where_the_slide_does(stand_in):
+    slide, handle = stand_in([np.broadcast_to(np.uint8(200), (300, 200, 4))])
+    handle.broken = [(0, 0, 200, 300)]
+    (level,) = pyramid(slide, cache=TileCache(0))
+    (_, failure) = level._chunk(0, 0)
+    assert "cannot be read" in str(failure)
+    assert level._chunk(0, 0)[0].shape == (300, 200, 3)
 
 
 def test_a_box_beyond_a_level_is_empty(make_slide, noise):

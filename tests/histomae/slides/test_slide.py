@@ -290,6 +290,16 @@ def test_levels_of_a_slide(make_slide):
         )
 
 
+def test_pixels_are_tried_in_two_places(stand_in, noise):
+    slide, handle = stand_in([noise(600, 400)])
+    handle.broken = [(290, 190, 310, 210)]
+    slide.try_pixels()
+    assert [read[1:] for read in handle.reads] == [(64, 64), (64, 64)]
+    handle.broken = [(0, 0, 600, 400)]
+    with pytest.raises(SlideError, match="cannot be read"):
+        slide.try_pixels()
+
+
 # ---- micrometres per pixel
 
 

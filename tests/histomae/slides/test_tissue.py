@@ -58,6 +58,12 @@ def test_blank_glass_has_no_tissue():
     assert not found(np.zeros((1, 1, 3), np.uint8) + np.uint8(255)).any()
 
 
+def test_a_picture_of_black_and_nearly_black_is_no_tissue():
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[50:150, 80:200] = 30
+    assert not found(pixels).any()
+
+
 def test_a_picture_full_of_tissue_is_all_tissue(section):
     pixels, _ = section()
     full = pixels[120:220, 90:190]  # nothing but the inside of the piece

@@ -139,7 +139,7 @@ class Oracle:
             raise SlideError(
                 f"The picture {name!r} of {self.path.name} cannot be read ({error}). "
                 "The file may be damaged: copy it again."
-            ) from error
+            ) from error.with_traceback(None)
         return flatten(np.asarray(rgba), self.background_rgb)
 
     # ---- its pixels
@@ -216,7 +216,7 @@ class Oracle:
                 f"{self.path.name} cannot be read at x {location[0]}, y {location[1]} "
                 f"({error}). The file may be damaged, moved or cut short: check it, or "
                 "copy it again."
-            ) from error
+            ) from error.with_traceback(None)  # else whoever keeps it keeps the handle
         return flatten(np.asarray(rgba), self.background_rgb)
 
     # ---- what it claims

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -142,9 +143,7 @@ class PyramidLevel:
         self._background = background
         self._on_error = on_error
         self._ahead = ahead
-        self._failures: dict[
-            tuple[int, int], tuple[float, tuple[Pixels, SlideError]]
-        ] = {}
+        self._failures: dict[tuple[int, int], _Failure] = {}
 
     @property
     def size(self) -> int:
@@ -249,23 +248,44 @@ class PyramidLevel:
         if self._is_beyond(col, row):
             return NOTHING, None
         failed = self._failed(col, row)
-        if failed is not None:
-            return failed
-        try:
-            return self.tiles.get(col, row), None
-        except IncompleteError as error:
-            shown = error.pixels, error.reason
-        except SlideError as error:
-            shown = unreadable(self.chunks[:2]), error
-        if len(self._failures) >= MOST_FAILURES:
-            self._failures.clear()
-        self._failures[col, row] = time.monotonic() + RETRY_S, shown
-        return shown
+        if failed is None:
+            try:
+                return self.tiles.get(col, row), None
+            except IncompleteError as error:
+                failed = _Failure.now(error.reason, error.pixels)
+            except SlideError as error:
+                failed = _Failure.now(error)
+            if len(self._failures) >= MOST_FAILURES:
+                self._failures.clear()
+            self._failures[col, row] = failed
+        if failed.pixels is None:
+            return self._unreadable(col, row), failed.reason
+        return failed.pixels, failed.reason
 
-    def _failed(self, col: int, row: int) -> tuple[Pixels, SlideError] | None:
-        """Return what is shown of a chunk that could not be read a moment ago."""
-        until, shown = self._failures.get((col, row), (0.0, None))
-        return shown if time.monotonic() < until else None
+    def _failed(self, col: int, row: int) -> _Failure | None:
+        """Return what became of a chunk that could not be read a moment ago."""
+        failed = self._failures.get((col, row))
+        return failed if failed and time.monotonic() < failed.until else None
+
+    def _unreadable(self, col: int, row: int) -> Pixels:
+        high, wide, _ = self.chunks
+        ends = self.end_xy[1] - row * high, self.end_xy[0] - col * wide
+        return unreadable((min(high, ends[0]), min(wide, ends[1])))
+
+
+@dataclass(frozen=True, eq=False)
+class _Failure:
+    """A chunk that is not tried before a time; ``pixels`` are what of it there is."""
+
+    until: float
+    reason: SlideError
+    pixels: Pixels | None = None
+
+    @classmethod
+    def now(cls, reason: SlideError, pixels: Pixels | None = None) -> _Failure:
+        """Return what has just happened."""
+        # Its traceback would keep the frames of all callers, with their pixels.
+        return cls(time.monotonic() + RETRY_S, reason.with_traceback(None), pixels)
 
 
 def pyramid(
@@ -522,6 +542,8 @@ class _GatheredTiles(_MadeTiles):
         self._convert = to_srgb(slide.icc_profile)
 
     def _make(self, col: int, row: int) -> Pixels:
+        if self.cost == 1:  # if it cannot be read, the mark keeps its colour
+            return self._convert(self._stored.tiles.get(col, row))
         box = _before(self._stored.end_xy, self._box(col, row))
         pixels, error = self._stored.block(box)
         return _whole(self._convert(pixels) if pixels.size else pixels, error)

@@ -255,12 +255,12 @@ class Overview:
     def automatic_density(self) -> float:
         """The least density that tissue has in this picture, by Otsu's method."""
         counts = np.bincount(self._density[::2, ::2].ravel(), minlength=STEPS + 1)
-        known = np.flatnonzero(counts)
-        if np.ptp(known) < LEAST_OTSU * STEPS:
-            return LEAST_OTSU
         most = round(0.6 * STEPS)
         counts[most] = counts[most:].sum()
-        hist = counts[: most + 1], np.arange(most + 1) / STEPS
+        counts = counts[: most + 1]
+        if np.ptp(np.flatnonzero(counts)) < LEAST_OTSU * STEPS:
+            return LEAST_OTSU
+        hist = counts, np.arange(most + 1) / STEPS
         return float(np.clip(threshold_otsu(hist=hist) / 2, LEAST_OTSU, MOST_OTSU))
 
     # ---- what is seen in it
