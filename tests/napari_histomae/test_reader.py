@@ -4,6 +4,7 @@ import pickle
 import shutil
 import time
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -231,6 +232,49 @@ def test_nobody_waits_for_a_slide_that_was_closed(
     qtbot.waitUntil(lambda: not _returns._Watch.running.isActive(), timeout=5_000)
 
 
+class TestServers:
+    """A slide at an address is copied, then opened."""
+
+    @pytest.fixture(autouse=True)
+    def own_home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HISTOMAE_HOME", str(tmp_path / "home"))
+
+    @pytest.fixture
+    def cloud(self):
+        files = fsspec.filesystem("memory")
+        yield files
+        files.store.clear()
+
+    def test_an_address_is_claimed_unasked(self):
+        assert get_reader("s3://ward/a.svs") is read_slides
+        assert get_reader("https://a.org/a.tiff") is read_slides
+        assert get_reader("https://a.org/a.png") is None
+
+    def test_a_slide_opens_when_it_is_here(
+        self, viewer, cloud, slide_path, complaints, qtbot
+    ):
+        cloud.pipe("/ward/a.tiff", slide_path.read_bytes())
+        assert open_in(viewer, "memory://ward/a.tiff") == []
+        assert complaints.texts == [
+            "a.tiff is being copied to this computer; it opens when it is here."
+        ]
+        qtbot.waitUntil(lambda: len(viewer.layers) == 1, timeout=10_000)
+        assert viewer.layers[0].name == "a"
+        assert viewer.layers[0].scale == pytest.approx((MPP_Y, MPP_X))
+
+    def test_what_is_not_there_is_said(self, viewer, cloud, complaints, qtbot):
+        assert open_in(viewer, "memory://ward/none.svs") == []
+        qtbot.waitUntil(lambda: len(complaints.texts) == 2, timeout=10_000)
+        assert "none.svs is not at memory://ward" in complaints.texts[1]
+        assert not viewer.layers
+
+    def test_a_slow_disk_is_named(self, viewer, slide_path, complaints, monkeypatch):
+        monkeypatch.setattr(_reader, "SLOW_OPEN_S", 0.0)
+        open_in(viewer, slide_path)
+        (said,) = complaints.texts
+        assert "lies on a slow disk or network" in said
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("name", "levels", "mpp"),
@@ -249,18 +293,3 @@ def test_real_slides_open_fast(viewer, shared_data, complaints, name, levels, mp
     assert len(layer.data) == levels
     assert layer.scale == pytest.approx((mpp, mpp), rel=1e-3)
     assert complaints.texts == []
-
-
-def test_pixels_are_tried_in_two_places(monkeypatch, slide):
-    from histomae.errors import SlideError
-
-    tried = []
-
-    def read(xy_l0, size_px, factor_xy):
-        tried.append(xy_l0)
-        if len(tried) == 1:
-            raise SlideError("A damaged spot. Copy it again.")
-
-    monkeypatch.setattr(slide, "read_scaled", read)
-    _reader._try_pixels(slide)
-    assert len(tried) == 2

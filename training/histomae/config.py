@@ -47,7 +47,7 @@ class PretrainConfig:
     """
 
     slides: tuple[str, ...] = ()
-    """Slide files, or folders of them."""
+    """Slide files, folders of them, or addresses such as s3://bucket/a.svs."""
     method: str = "mae"
     """Self-supervised method: mae or sd-mae."""
     encoder: str = "vit_small"

@@ -14,6 +14,7 @@ from histomae.events import Event, Heartbeat, Note
 from histomae.learn.crops import CropReader
 from histomae.slides.crops import CropManifest, CropSpec, build_manifest
 from histomae.slides.find import find_slides
+from histomae.slides.remote import local_copies
 from histomae.slides.slide import Slide, default_mpp
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def slide_crops(
     SlideError, MissingMppError, UpsamplingError, NotEnoughDataError
         If the slides do not serve.
     """
-    paths = find_slides(config.slides)
+    paths = find_slides((yield from local_copies(config.slides)))
     if not paths:
         raise ConfigError("slides", "none is named. Choose slides or a folder.")
     slides = []
