@@ -187,6 +187,24 @@ class TestEmbedSpeed:
         assert not figures(process)["cosine to float32"]["is_met"]
 
 
+class TestSamplerLoss:
+    def test_both_samplers_train_on_equally_many_crops(self):
+        process = start("sampler_loss.py", "--quick", "--json")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        most = found["crops trained on, most"]["value"]
+        assert found["crops trained on, fewest"]["value"] == most == 64
+        assert found["loss, region-dense"]["value"] < 1.5
+        assert -50 < found["loss more by region-dense"]["value"] < 50
+
+    def test_a_single_region_is_found(self):
+        process = start("sampler_loss.py", "--quick", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["regions that they are from, region-dense"][
+            "is_met"
+        ]
+
+
 @pytest.mark.usefixtures("no_trainer_is_left")
 class TestViewerLatency:
     FEW = ("--json", "--first", "1", "--moves", "4", "--seconds", "2")

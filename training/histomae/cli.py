@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from histomae.infer.encoder import TileEncoder
     from histomae.learn.runs import RunFolder
     from histomae.slides.slide import Slide
+    from histomae.slides.tissue import TissueParams
 
 ABOUT = (
     "Masked autoencoders on whole-slide images. For research only: this is no medical "
@@ -247,10 +248,20 @@ class _IntoFolder:
     """The folder for the results."""
     min_tissue: float = 0.5
     """Tiles with a smaller share of tissue are left out."""
+    tissue: str = ""
+    """What counts as tissue, such as 'closing_um=0, least_texture=0.03'; empty: what
+    was set for each slide in the dock, or the defaults."""
     slide_mpp: float | None = None
     """Pixel size of level 0, µm, for slides whose file names none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+    @property
+    def tissue_params(self) -> TissueParams | None:
+        """What counts as tissue; None: what is remembered for each slide."""
+        from histomae.slides.tissue import TissueParams
+
+        return TissueParams.from_text(self.tissue) if self.tissue else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,8 +275,10 @@ class _OnSlides(_IntoFolder):
         """Look at each slide; exit with 1 at the end if one could not be read."""
         from histomae.slides.slide import Slide
 
+        counts = self.tissue_params
+
         def open_and_look(path: Path) -> None:
-            with Slide.open(path, fallback_mpp=self.slide_mpp) as slide:
+            with Slide.open(path, fallback_mpp=self.slide_mpp, tissue=counts) as slide:
                 look(slide)
 
         _each(_told_apart(self.slides), open_and_look)
@@ -457,7 +470,15 @@ class Embed(_IntoFolder):
         embedding = SlideEmbedding(
             open_embedder(choice), self.pooling, self.min_tissue, self.batch_size
         )
-        plan = show(plan_cohort(slides, embedding, self.out, slide_mpp=self.slide_mpp))
+        plan = show(
+            plan_cohort(
+                slides,
+                embedding,
+                self.out,
+                slide_mpp=self.slide_mpp,
+                tissue=self.tissue_params,
+            )
+        )
         if self.scheduler is None:
             done = show(embed_cohort(plan, embedding))
         else:

@@ -16,6 +16,7 @@ from histomae.slides.crops import CropManifest, CropSpec, build_manifest
 from histomae.slides.find import find_slides
 from histomae.slides.remote import local_copies
 from histomae.slides.slide import Slide, default_mpp
+from histomae.slides.tissue import TissueParams
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -133,7 +134,10 @@ def open_slide(path: Path, config: PretrainConfig, stack: ExitStack) -> Slide:
     MissingMppError
         If its pixel size is unknown.
     """
-    slide = stack.enter_context(Slide.open(path, fallback_mpp=config.slide_mpp))
+    tissue = TissueParams.from_text(config.tissue) if config.tissue else None
+    slide = stack.enter_context(
+        Slide.open(path, fallback_mpp=config.slide_mpp, tissue=tissue)
+    )
     _ = slide.mpp  # says what is missing
     return slide
 

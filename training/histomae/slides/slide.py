@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from histomae.slides.tile_cache import TileCache, TileRequest
+    from histomae.slides.tissue import TissueParams
 
 #: Side of the piece of level 0 that is tried before a slide is believed, pixels.
 TRIED_PX = 64
@@ -71,6 +72,7 @@ class Slide:
     def __init__(self, file: SlideFile, mpp: tuple[float, float] | None = None) -> None:
         self.path = file.path
         self._file = file
+        self.tissue: TissueParams | None = None
         self._mpp, self.mpp_source = self._settle_mpp(mpp)
 
     @classmethod
@@ -80,6 +82,7 @@ class Slide:
         *,
         mpp: float | tuple[float, float] | None = None,
         fallback_mpp: float | tuple[float, float] | None = None,
+        tissue: TissueParams | None = None,
         cache: TileCache | None = None,
         direct: bool | None = None,
     ) -> Slide:
@@ -96,6 +99,9 @@ class Slide:
         fallback_mpp
             Level-0 pixel size, µm, one number or (x, y), to take where it would be
             missing.
+        tissue
+            What counts as its tissue; None: what is remembered for it, see
+            :func:`histomae.slides.tissue.params_of`.
         cache
             Where decoded tiles are kept; None: with those of all other slides.
         direct
@@ -114,6 +120,7 @@ class Slide:
         slide = cls(SlideFile(Path(path), cache=cache, direct=direct), given)
         if not slide.has_mpp and fallback_mpp is not None:
             slide._mpp, slide.mpp_source = pixel_size.checked(fallback_mpp), "given"
+        slide.tissue = tissue
         return slide
 
     def _settle_mpp(

@@ -12,6 +12,7 @@ What counts as tissue may be set for each slide, and is remembered.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -103,6 +104,37 @@ class TissueParams:
         usual = asdict(TissueParams())
         return {k: v for k, v in asdict(self).items() if v != usual[k]}
 
+    @classmethod
+    def from_text(cls, text: str) -> TissueParams:
+        """Return what a text such as ``closing_um=0, leave_out_marks=false`` says.
+
+        Raises
+        ------
+        ConfigError
+            If it names an unknown setting, or a value is wrong.
+        """
+        said: dict[str, Any] = {}
+        for part in text.replace(",", " ").split():
+            name, _, value = part.partition("=")
+            if name not in asdict(cls()):
+                raise ConfigError(
+                    "tissue",
+                    f"{part!r} is no setting=value. The settings are: "
+                    f"{', '.join(asdict(cls()))}.",
+                )
+            try:
+                said[name] = json.loads(value)
+            except ValueError as error:
+                raise ConfigError(
+                    name, f"{value!r} is no number, nor true or false. Choose one."
+                ) from error
+        return cls(**said)
+
+    @property
+    def text(self) -> str:
+        """What differs from the defaults, as :meth:`from_text` reads it."""
+        return ", ".join(f"{k}={json.dumps(v)}" for k, v in self.changes.items())
+
 
 @dataclass(frozen=True)
 class TissueMask:
@@ -152,6 +184,11 @@ def remembered_params(slide: Slide) -> TissueParams:
         return TissueParams()
 
 
+def params_of(slide: Slide) -> TissueParams:
+    """Return what counts as tissue on a slide: as it was opened, else remembered."""
+    return slide.tissue or remembered_params(slide)
+
+
 def remember_params(slide: Slide, params: TissueParams) -> None:
     """Remember what is set for a slide; the defaults need no remembering."""
     if params.changes:
@@ -169,7 +206,7 @@ def tissue_mask(slide: Slide, params: TissueParams | None = None) -> TissueMask:
     Parameters
     ----------
     params
-        What counts as tissue; None: what is remembered for this slide.
+        What counts as tissue; None: see :func:`params_of`.
 
     Raises
     ------
@@ -178,7 +215,7 @@ def tissue_mask(slide: Slide, params: TissueParams | None = None) -> TissueMask:
     SlideError
         If the slide cannot be read.
     """
-    return overview(slide).tissue(params or remembered_params(slide))
+    return overview(slide).tissue(params or params_of(slide))
 
 
 def overview(slide: Slide) -> Overview:
