@@ -52,7 +52,7 @@ MOST_REDUCTION, MOST_QUICK_REDUCTION = 4, 8
 #: Tiles decoded to fewer pixels take so many times less time.
 QUICK_GAIN = 4
 #: However small a tile is, to read it takes as long as to decode so many pixels.
-LEAST_TILE_PX = 4096
+LEAST_TILE_PX = 1 << 16
 #: Chunks ahead are asked for at this priority; what is looked at, at 0.
 AHEAD = 1
 #: No more than so many of the file's tiles are decoded for one chunk ahead.
