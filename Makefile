@@ -39,6 +39,9 @@ bench: install libraries
 	$(WINDOW) $(BIN)/python training/benchmarks/event_loop.py
 	$(BIN)/python training/benchmarks/kill9.py
 	$(BIN)/python training/benchmarks/resume_exact.py
+	$(BIN)/python training/benchmarks/reader_speed.py
+	$(BIN)/python training/benchmarks/mutants.py
+	$(BIN)/python training/benchmarks/slide_faults.py
 	$(WINDOW) $(BIN)/python training/benchmarks/faults.py
 	$(BIN)/python training/benchmarks/embed_speed.py
 	$(BIN)/python training/benchmarks/throughput.py $(if $(PEER),--peer "$(PEER)")
