@@ -21,7 +21,8 @@ demo: install libraries
 		--out demo-output $(if $(WINDOW),--close)
 
 test: install libraries
-	$(WINDOW) $(BIN)/python -m pytest $(TESTS)
+	$(WINDOW) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+		--dist worksteal $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .
