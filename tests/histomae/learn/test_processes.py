@@ -21,7 +21,7 @@ from histomae.learn.pretrain import run_in
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
 
-PATIENCE_S = 120
+PATIENCE_S = 240
 
 
 @pytest.fixture
