@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from histomae.models.anchors import (
     DIRECTION_BINS,
@@ -44,9 +43,17 @@ class PlacedBag:
     """uint8 (K, L), see :func:`histomae.models.anchors.direction_bins`."""
 
 
-def place_bag(
-    features: Array, cells: Array, *, tiles_per_anchor: int, compat: bool = False
-) -> PlacedBag:
+@dataclass(frozen=True)
+class Placing:
+    """How places are told."""
+
+    tiles_per_anchor: int = 144
+    """See :func:`histomae.models.anchors.choose_anchors`."""
+    compat: bool = False
+    """Directions as published."""
+
+
+def place_bag(features: Array, cells: Array, placing: Placing) -> PlacedBag:
     """Choose a bag's anchors and tell its places.
 
     Parameters
@@ -55,17 +62,13 @@ def place_bag(
         float32 (L, C), finite.
     cells
         int64 (L, 2), (row, column) of each tile, no two alike.
-    tiles_per_anchor
-        See :func:`histomae.models.anchors.choose_anchors`.
-    compat
-        Directions as published.
     """
-    anchors = choose_anchors(cells, tiles_per_anchor)
+    anchors = choose_anchors(cells, placing.tiles_per_anchor)
     return PlacedBag(
         features,
         anchors,
         distance_bins(cells, anchors),
-        direction_bins(cells, anchors, compat=compat),
+        direction_bins(cells, anchors, compat=placing.compat),
     )
 
 
@@ -133,22 +136,26 @@ class BagTensors:
 
 def batch_bags(bags: Sequence[PlacedBag]) -> BagTensors:
     """Pad bags with zeros to the longest of them."""
-    longest = max(len(bag.features) for bag in bags)
+    tiles = max(len(bag.features) for bag in bags)
+    anchors = max(len(bag.anchors) for bag in bags)
+    real = [np.ones(len(bag.features), bool) for bag in bags]
+    width = bags[0].features.shape[1]
     return BagTensors(
-        _padded([bag.features for bag in bags]),
+        _padded([bag.features for bag in bags], (tiles, width)),
         Places(
-            distances=_padded_pairs([bag.distances for bag in bags], longest),
-            directions=_padded_pairs([bag.directions for bag in bags], longest),
-            real_tokens=_padded([np.ones(len(bag.features), bool) for bag in bags]),
-            real_anchors=_padded([np.ones(len(bag.anchors), bool) for bag in bags]),
+            distances=_padded([b.distances for b in bags], (anchors, tiles)).long(),
+            directions=_padded([b.directions for b in bags], (anchors, tiles)).long(),
+            real_tokens=_padded(real, (tiles,)),
+            real_anchors=_padded(
+                [np.ones(len(bag.anchors), bool) for bag in bags], (anchors,)
+            ),
         ),
     )
 
 
-def _padded(arrays: Sequence[Array]) -> Tensor:
-    return pad_sequence([torch.from_numpy(one) for one in arrays], batch_first=True)
-
-
-def _padded_pairs(arrays: Sequence[Array], longest: int) -> Tensor:
-    wide = [np.pad(one, ((0, 0), (0, longest - one.shape[1]))) for one in arrays]
-    return _padded(wide).long()
+def _padded(arrays: Sequence[Array], shape: tuple[int, ...]) -> Tensor:
+    """Stack arrays, each in the first corner of ``shape``."""
+    stacked = np.zeros((len(arrays), *shape), arrays[0].dtype)
+    for place, array in zip(stacked, arrays, strict=True):
+        place[tuple(slice(side) for side in array.shape)] = array
+    return torch.from_numpy(stacked)

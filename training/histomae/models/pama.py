@@ -29,6 +29,7 @@ from histomae.models.bag_tensors import (
     CLASS_DISTANCE,
     NO_DIRECTION,
     Places,
+    Placing,
 )
 from histomae.models.patches import gather_tokens
 from histomae.models.vit import NORM_LAYER, init_transformer
@@ -73,6 +74,11 @@ class PamaSpec:
     tiles_per_anchor: int = 144
     compat: bool = False
     """The published equations instead of the clean form."""
+
+    @property
+    def placing(self) -> Placing:
+        """How places are told."""
+        return Placing(self.tiles_per_anchor, self.compat)
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -286,7 +292,7 @@ class PamaEncoder(nn.Module):
 
     def __init__(self, spec: PamaSpec) -> None:
         super().__init__()
-        self.compat = spec.compat
+        self.spec = spec
         self.embed = nn.Linear(spec.feature_dim, spec.dim)
         self.cls_token = nn.Parameter(torch.empty(1, 1, spec.dim))
         self.anchor_token = nn.Parameter(torch.empty(1, 1, spec.dim))
@@ -317,7 +323,7 @@ class PamaEncoder(nn.Module):
             (B, K, D): the anchors.
         """
         tokens, anchors = self._first(features, places, anchor_scale)
-        everywhere, pairs = with_class_token(places, compat=self.compat)
+        everywhere, pairs = with_class_token(places, compat=self.spec.compat)
         for block in self.blocks:
             tokens, anchors = block(tokens, anchors, everywhere, pairs)
         return self.norm(tokens), self.norm(anchors)
@@ -329,7 +335,7 @@ class PamaEncoder(nn.Module):
     def looks(self, bags: BagTensors) -> list[Looks]:
         """Return who looks at whom in each block, of all tiles of bags."""
         tokens, anchors = self._first(bags.cleared(), bags.places, 1.0)
-        everywhere, pairs = with_class_token(bags.places, compat=self.compat)
+        everywhere, pairs = with_class_token(bags.places, compat=self.spec.compat)
         found = []
         for block in self.blocks:
             assert isinstance(block, PamaBlock)
@@ -351,7 +357,7 @@ class PamaDecoder(nn.Module):
 
     def __init__(self, spec: PamaSpec) -> None:
         super().__init__()
-        self.compat = spec.compat
+        self.spec = spec
         self.embed = nn.Linear(spec.dim, spec.decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, spec.decoder_dim))
         self.blocks = nn.ModuleList(
@@ -382,7 +388,7 @@ class PamaDecoder(nn.Module):
         mask_token = self.mask_token.to(visible.dtype)
         tiles = torch.where(masking.hidden[..., None], mask_token, visible)
         tokens = torch.cat([tokens[:, :1], tiles], dim=1)
-        everywhere, pairs = with_class_token(places, compat=self.compat)
+        everywhere, pairs = with_class_token(places, compat=self.spec.compat)
         for block in self.blocks:
             tokens, anchors = block(tokens, anchors, everywhere, pairs)
         return self.head(self.norm(tokens)[:, 1:])
@@ -417,6 +423,20 @@ def mask_bags(noise: Tensor, real: Tensor, keep: Tensor) -> BagMasking:
         hidden=hidden,
         rank=rank.masked_fill(hidden, 0),
     )
+
+
+def drop_anchors(
+    places: Places, share: float, noise: Tensor, *, compat: bool = False
+) -> Places:
+    """Drop a share of each bag's anchors: those with the most noise (B, K).
+
+    One at least stays. As published padded anchors count too.
+    """
+    real = torch.ones_like(places.real_anchors) if compat else places.real_anchors
+    # A hair more, so that 4.999 of 5 are 5.
+    keep = (real.sum(1) * (1 - share) + 1e-6).long().clamp(min=1)
+    kept = mask_bags(noise, real, keep)
+    return places.of_anchors(kept.ids_keep, kept.real_keep)
 
 
 @dataclass(frozen=True, eq=False)
@@ -484,9 +504,11 @@ class Pama(nn.Module):
         tiles, places, scale = bags.cleared(), bags.places, 1.0
         if self.training and anchor_dropout:
             assert anchor_noise is not None
-            places = self._drop_anchors(places, anchor_dropout, anchor_noise)
-            scale = 1 / (1 - anchor_dropout) if self.spec.compat else 1.0
-        counted = self._counted(bags.places.real_tokens)
+            compat = self.spec.compat
+            places = drop_anchors(places, anchor_dropout, anchor_noise, compat=compat)
+            scale = 1 / (1 - anchor_dropout) if compat else 1.0
+        real = bags.places.real_tokens
+        counted = torch.ones_like(real) if self.spec.compat else real
         masking = mask_bags(noise, counted, self._visible(counted, mask_ratio))
         seen = places.of_tokens(masking.ids_keep, masking.real_keep)
         visible = gather_tokens(tiles, masking.ids_keep)
@@ -494,9 +516,6 @@ class Pama(nn.Module):
         prediction = self.decoder(latent, anchors, places, masking)
         mask = masking.hidden & counted
         return PamaOutput(bag_loss(prediction, tiles, mask), prediction, mask)
-
-    def _counted(self, real: Tensor) -> Tensor:
-        return torch.ones_like(real) if self.spec.compat else real
 
     def _visible(self, counted: Tensor, mask_ratio: float) -> Tensor:
         """Return how many tiles of each bag are seen, int64 (B,)."""
@@ -511,13 +530,6 @@ class Pama(nn.Module):
             return (tiles * (1 - mask_ratio)).long().clamp(min=1)
         hidden = (tiles * mask_ratio).round().long()
         return (tiles - hidden).clamp(min=1).minimum(tiles - 1)
-
-    def _drop_anchors(self, places: Places, share: float, noise: Tensor) -> Places:
-        counted = self._counted(places.real_anchors)
-        # A hair more, so that 4.999 of 5 are 5.
-        keep = (counted.sum(1) * (1 - share) + 1e-6).long().clamp(min=1)
-        kept = mask_bags(noise, counted, keep)
-        return places.of_anchors(kept.ids_keep, kept.real_keep)
 
 
 def bag_loss(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
