@@ -53,6 +53,10 @@ class FeatureError(HistomaeError, ValueError):
     """A file of tile features does not hold what it should, or does not fit others."""
 
 
+class LabelError(HistomaeError, ValueError):
+    """A table of labels cannot be understood, or splits a patient."""
+
+
 class RunError(HistomaeError):
     """A training run cannot start, go on or be read."""
 
