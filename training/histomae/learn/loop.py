@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from histomae.config import PretrainConfig
     from histomae.learn.crops import Source
-    from histomae.learn.methods import Inputs, Method, Setting
+    from histomae.learn.methods import Inputs, Setting, Task
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -129,7 +129,7 @@ class Learner(nn.Module):
     whatever parts of the model the method calls.
     """
 
-    def __init__(self, model: nn.Module, method: Method, setting: Setting) -> None:
+    def __init__(self, model: nn.Module, method: Task, setting: Setting) -> None:
         super().__init__()
         self.model = model
         self._method, self._setting = method, setting
@@ -137,7 +137,7 @@ class Learner(nn.Module):
     def forward(self, inputs: Inputs) -> dict[str, Tensor]:
         """Return the means over a micro-batch: the loss under "", what is logged, ().
 
-        Those of any shape that are for :attr:`Method.after_step` begin with a dot.
+        Those of any shape that are for :attr:`Task.after_step` begin with a dot.
         """
         device = next(self.model.parameters()).device
         half = self._setting.config.precision == "bf16"
@@ -152,7 +152,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     *,
     fabric: Fabric,
-    method: Method,
+    method: Task,
     setting: Setting,
     source: Source,
     plan: Plan,
@@ -253,7 +253,7 @@ def fit(
 
 
 def _shared(
-    model: nn.Module, method: Method, setting: Setting, fabric: Fabric
+    model: nn.Module, method: Task, setting: Setting, fabric: Fabric
 ) -> nn.Module:
     """Return the learner, its gradients averaged over the processes."""
     learner: Any = Learner(model, method, setting)
@@ -269,7 +269,7 @@ def held_out_loss(
     indices: Indices,
     *,
     fabric: Fabric,
-    method: Method,
+    method: Task,
     setting: Setting,
     source: Source,
 ) -> Generator[Event, None, float]:
@@ -295,7 +295,7 @@ def held_out_loss(
     return summed(torch.tensor(total, device=fabric.device), fabric).item()
 
 
-def micro_batch_of(method: Method, config: PretrainConfig) -> int:
+def micro_batch_of(method: Task, config: PretrainConfig) -> int:
     """Return how many crops go through the model at once."""
     if config.micro_batch is None or not method.splits_over_batch:
         return config.batch_size
@@ -311,8 +311,8 @@ def _micro_batches(
 
 def _accumulate(
     learner: nn.Module,
-    pictures: Iterator[Pixels | None],
-    method: Method,
+    pictures: Iterator[Any],
+    method: Task,
     setting: Setting,
     fabric: Fabric,
     batch: tuple[int, Indices],
@@ -351,15 +351,17 @@ def _gradients_kept(
     return fabric.no_backward_sync(learner, enabled=more_follow)  # type: ignore[arg-type]
 
 
-def awaited(pictures: Iterator[Pixels | None]) -> Generator[Event, None, Pixels]:
-    """Return the next pictures of a source; a heartbeat tells that one waits."""
+def awaited(pictures: Iterator[Any]) -> Generator[Event, None, Any]:
+    """Return what a source gives next; a heartbeat tells that one waits."""
     while (ready := next(pictures)) is None:
         yield Heartbeat()
     return ready
 
 
-def _on_device(pictures: Pixels, model: nn.Module) -> Tensor:
+def _on_device(pictures: Any, model: nn.Module) -> Any:
     device = next(model.parameters()).device
+    if not isinstance(pictures, np.ndarray):  # a source's own kind
+        return pictures.to(device)
     tensor = torch.from_numpy(pictures)
     if device.type == "cuda":  # pinned, so that the copy runs beside the computing
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -52,12 +52,13 @@ class Setting:
 class Batch:
     """A micro-batch as the loop hands it over.
 
-    ``pictures`` uint8 (N, H, W, 3), as the method's source gives them, on the device;
-    ``indices`` int64 (N,), the numbers of the crops. ``training`` is False for crops
-    held out: they are not augmented, and their randomness does not change with time.
+    ``pictures`` uint8 (N, H, W, 3), on the device; or, if that is what the source
+    gives, :class:`histomae.learn.bags.Bags`. ``indices`` int64 (N,), the numbers of the
+    crops. ``training`` is False for crops held out: they are not augmented, and their
+    randomness does not change with time.
     """
 
-    pictures: Tensor
+    pictures: Any
     indices: Indices
     epoch: int
     training: bool = True
@@ -68,7 +69,7 @@ class Objective:
     """What a loss gives.
 
     ``loss`` (), other numbers () worth recording by name, and tensors of any shape
-    whose means over the batch :attr:`Method.after_step` needs.
+    whose means over the batch :attr:`Task.after_step` needs.
     """
 
     loss: Tensor
@@ -76,36 +77,20 @@ class Objective:
     means: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way of learning without labels."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the loop must know to train a model."""
 
-    name: str
-    """As in ``PretrainConfig.method``."""
-    title: str
-    """For a menu."""
-    sentence: str
-    """What it does, for people."""
     splits_over_batch: bool
     """Whether the loss of a batch is the mean of its crops' own losses.
 
     Then gradients of micro-batches add up to the batch's. Contrastive losses and batch
     norm do not split: the whole batch goes through the model at once.
     """
-    build: Callable[[PretrainConfig, torch.Generator], Any]
-    """Make the model; the generator is of its weights.
-
-    A module with ``encoder``, ``decoder``, ``encoder_spec`` and ``decoder_spec``, for
-    these are what a checkpoint holds (:mod:`histomae.models.checkpoint`).
-    """
-    examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Examples]]]
-    """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
     inputs: Callable[[Batch, Setting], Inputs]
     """Make a loss's inputs: augmentation, normalisation, masks. In float32."""
     loss: Callable[[nn.Module, Inputs, Setting], Objective]
     """The objective of a micro-batch; runs in the run's precision."""
-    picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
-    """Show what the model makes of crops uint8 (N, H, W, 3); returns (H', W', 3)."""
     after_step: Callable[[Any, float, Inputs], dict[str, float]] | None = None
     """Called after each update: teachers, centres.
 
@@ -114,6 +99,28 @@ class Method:
     """
     concern: Callable[[dict[str, float]], str] | None = None
     """Say what is wrong, and what to try, given what a step records; "" if nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Task):
+    """A way of learning without labels."""
+
+    name: str
+    """As in ``PretrainConfig.method``."""
+    title: str
+    """For a menu."""
+    sentence: str
+    """What it does, for people."""
+    build: Callable[[PretrainConfig, torch.Generator], Any]
+    """Make the model; the generator is of its weights.
+
+    A module with ``encoder``, ``decoder``, ``encoder_spec`` and ``decoder_spec``, for
+    these are what a checkpoint holds (:mod:`histomae.models.checkpoint`).
+    """
+    examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Examples]]]
+    """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
+    picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
+    """Show what the model makes of crops uint8 (N, H, W, 3); returns (H', W', 3)."""
 
 
 def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencoder:
