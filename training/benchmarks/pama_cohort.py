@@ -47,8 +47,8 @@ from histomae.learn.methods import Setting
 from histomae.learn.pama import pama_task
 from histomae.learn.processes import join
 from histomae.learn.slide_classes import SlideFit
+from histomae.models.feature_spec import FeatureSpec
 from histomae.models.pama import Pama, PamaSpec
-from histomae.models.tile_kind import TileKind
 
 if TYPE_CHECKING:
     import argparse
@@ -63,7 +63,7 @@ TUMOUR, LYMPHOCYTES, STROMA = range(3)
 WIDTH = 16
 #: Spread of a tile around its kind, in units of the spread of the kinds.
 NOISE = 0.5
-KIND = TileKind("drawn", WIDTH, 0.5, 112.0)
+TILES = FeatureSpec(encoder="drawn", width=WIDTH)
 SPEC = PamaSpec(
     WIDTH,
     dim=64,
@@ -122,7 +122,7 @@ def draw(seed: int, number: int, *, shuffled: bool) -> Bag:
     if shuffled:
         cells = random.permutation(cells)
     name = f"{CLASSES[number % 2]}-{number}"
-    return Bag(slide=name, patient=name, features=features, cells=cells, kind=KIND)
+    return Bag(slide=name, patient=name, features=features, cells=cells, spec=TILES)
 
 
 def pretrained(bags: Sequence[Bag], *, seed: int, epochs: int) -> Pama:

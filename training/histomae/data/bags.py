@@ -13,7 +13,7 @@ from histomae.models.anchors import BITS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from histomae.models.tile_kind import TileKind
+    from histomae.models.feature_spec import FeatureSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -38,7 +38,8 @@ class Bag:
     """float32 (L, C), finite: the tiles' embeddings."""
     cells: Array
     """int64 (L, 2): (row, column) of each tile on a square grid, no two alike."""
-    kind: TileKind
+    spec: FeatureSpec
+    """How the tiles became vectors."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("features", np.float32), ("cells", np.int64)):
@@ -55,7 +56,7 @@ class Bag:
 
     def _what_is_wrong(self) -> str:
         """Return why this is no bag, and what to do; empty if it is one."""
-        tiles, width = len(self.features), self.kind.feature_dim
+        tiles, width = len(self.features), self.spec.width
         if self.features.shape != (tiles, width) or self.cells.shape != (tiles, 2):
             return (
                 f"has features of shape {self.features.shape} and cells of shape "
@@ -84,7 +85,7 @@ class Bag:
         slide: str,
         features: Array,
         cells: Array,
-        kind: TileKind,
+        spec: FeatureSpec,
         patient: str = "",
     ) -> Bag:
         """Make a bag of the tiles whose numbers are finite; the rest is left out.
@@ -100,16 +101,16 @@ class Bag:
             patient=patient,
             features=np.asarray(features)[read],
             cells=np.asarray(cells)[read],
-            kind=kind,
+            spec=spec,
         )
 
 
-def check_alike(bags: Sequence[Bag], kind: TileKind | None = None) -> None:
+def check_alike(bags: Sequence[Bag], spec: FeatureSpec | None = None) -> None:
     """Refuse bags that must not meet in one model.
 
     Parameters
     ----------
-    kind
+    spec
         What a trained model takes; None: the first bag's.
 
     Raises
@@ -117,10 +118,10 @@ def check_alike(bags: Sequence[Bag], kind: TileKind | None = None) -> None:
     FeatureError
         Naming what differs, and both.
     """
-    wanted = kind or bags[0].kind
-    other = "the model was trained on" if kind else f"{bags[0].slide} has"
+    wanted = spec or bags[0].spec
+    other = "the model was trained on" if spec else f"{bags[0].slide} has"
     for bag in bags:
-        if difference := wanted.difference(bag.kind):
+        if difference := bag.spec.difference(wanted):
             raise FeatureError(
                 f"{bag.slide} has other tiles than {other}: {difference}. Embed all "
                 "slides with one encoder, pixel size and tile."

@@ -167,7 +167,7 @@ def _linear(sides: Sides, train: Array, test: Array) -> Generator[Event, None, A
 def by_mil(settings: SlideFit, sides: Sides) -> Generator[Event, None, Array]:
     """Attention MIL, from random weights."""
     model = AttentionMil(
-        sides.train[0].kind.feature_dim,
+        sides.train[0].spec.width,
         sides.num_classes,
         generator=torch.Generator().manual_seed(sides.seed),
     )

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from histomae.events import Event
-    from histomae.exchange.features import FeatureHeader, FeatureSpec
+    from histomae.exchange.features import FeatureHeader
     from histomae.infer.embed import SlideEmbedding
+    from histomae.models.feature_spec import FeatureSpec
 
 #: What may be wrong with one slide of many.
 OF_ONE_SLIDE = (SlideError, UpsamplingError, NotEnoughDataError)
