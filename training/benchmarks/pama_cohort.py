@@ -43,8 +43,7 @@ from histomae.evaluate.slides import (
 from histomae.events import result_of
 from histomae.learn.bags import BagMemory
 from histomae.learn.loop import Plan, build_optimizer, fit
-from histomae.learn.methods import Setting
-from histomae.learn.pama import pama_task
+from histomae.learn.methods import METHODS, Setting
 from histomae.learn.processes import join
 from histomae.learn.slide_classes import SlideFit
 from histomae.models.feature_spec import FeatureSpec
@@ -134,6 +133,7 @@ def pretrained(bags: Sequence[Bag], *, seed: int, epochs: int) -> Pama:
         warmup_epochs=epochs / 5,
         base_lr=2.4e-2,
         grad_clip=1.0,
+        tiles_per_anchor=SPEC.tiles_per_anchor,
         precision="f32",
         seed=seed,
     )
@@ -143,8 +143,8 @@ def pretrained(bags: Sequence[Bag], *, seed: int, epochs: int) -> Pama:
         model,
         build_optimizer(model, config),
         fabric=join("cpu"),
-        method=pama_task(SPEC.placing),
-        setting=Setting(config, (), ()),
+        method=METHODS["pama"],
+        setting=Setting(config),
         source=BagMemory(bags),
         plan=Plan(numbers, numbers, config.batch_size, epochs, seed),
     )
@@ -169,7 +169,7 @@ def one_cohort(
         base_lr=2e-2,
         device="cpu",
     )
-    compared = classifiers(pama, settings)
+    compared = classifiers(pama.encoder, settings)
     if not stepwise:
         compared = {n: c for n, c in compared.items() if n not in (MIL, FINE_TUNED)}
     by_name = {bag.slide: bag for bag in bags}

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from histomae.data.bags import Bag
     from histomae.data.slide_labels import SlideLabels
     from histomae.events import Event
-    from histomae.models.pama import Pama
+    from histomae.models.pama import PamaEncoder
 
 Array = np.ndarray[Any, Any]
 
@@ -146,7 +146,9 @@ def by_mean(sides: Sides) -> Generator[Event, None, Array]:
     )
 
 
-def by_frozen(pama: Pama, pooling: str, sides: Sides) -> Generator[Event, None, Array]:
+def by_frozen(
+    pama: PamaEncoder, pooling: str, sides: Sides
+) -> Generator[Event, None, Array]:
     """Logistic regression on PAMA's vectors of slides; PAMA stays as it is."""
     train = yield from embed_slides(pama, sides.train, pooling=pooling)
     test = yield from embed_slides(pama, sides.test, pooling=pooling)
@@ -176,11 +178,11 @@ def by_mil(settings: SlideFit, sides: Sides) -> Generator[Event, None, Array]:
 
 
 def by_fine_tuning(
-    pama: Pama, settings: SlideFit, sides: Sides
+    pama: PamaEncoder, settings: SlideFit, sides: Sides
 ) -> Generator[Event, None, Array]:
     """PAMA's encoder and a head, all weights trained on; ``pama`` stays as it is."""
     model = SlideClassifier(
-        copy.deepcopy(pama.encoder),
+        copy.deepcopy(pama),
         sides.num_classes,
         generator=torch.Generator().manual_seed(sides.seed),
     )
@@ -196,7 +198,7 @@ def _fitted(
 
 
 def classifiers(
-    pama: Pama | None = None, settings: SlideFit | None = None
+    pama: PamaEncoder | None = None, settings: SlideFit | None = None
 ) -> dict[str, Classifier]:
     """Return the classifiers by name; without ``pama`` those that need none."""
     settings = settings or SlideFit()

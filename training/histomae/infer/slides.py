@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from histomae.data.bags import Bag
     from histomae.events import Event
     from histomae.models.bag_tensors import BagTensors, Placing
-    from histomae.models.pama import Pama
+    from histomae.models.pama import PamaEncoder
     from histomae.models.slide_classifier import AttentionMil, SlideClassifier
 
 Array = np.ndarray[Any, Any]
@@ -47,7 +47,7 @@ def pooled(tokens: Tensor, anchors: Tensor, pooling: str) -> Tensor:
 
 
 def embed_slides(
-    model: Pama, bags: Sequence[Bag], *, pooling: str = "anchors"
+    encoder: PamaEncoder, bags: Sequence[Bag], *, pooling: str = "anchors"
 ) -> Generator[Event, None, Array]:
     """Return a vector for each slide, float32 (N, D) or (N, 2 D): see :func:`pooled`.
 
@@ -64,10 +64,10 @@ def embed_slides(
         )
 
     def look(tensors: BagTensors) -> Tensor:
-        return pooled(*model.encoder.encode(tensors), pooling)
+        return pooled(*encoder.encode(tensors), pooling)
 
-    placing, what = model.spec.placing, "embedding slides"
-    return (yield from _each(model, look, bags, placing, what))
+    placing, what = encoder.spec.placing, "embedding slides"
+    return (yield from _each(encoder, look, bags, placing, what))
 
 
 def classify_slides(

@@ -36,13 +36,14 @@ class Examples:
 
     ``held_out`` bool (n,) marks the examples kept out of training; ``region`` int64
     (n,) numbers from 0 who are neighbours, and are best read at about the same time.
-    ``mpp`` is in µm/px; ``mpp_given``: a person supplied that of one slide at least.
+    ``mpp`` is in µm/px, None where feature files do not say it; ``mpp_given``: a person
+    supplied that of one slide at least.
     """
 
     source: Source
     held_out: np.ndarray[Any, np.dtype[np.bool_]]
     region: np.ndarray[Any, np.dtype[np.int64]]
-    mpp: float
+    mpp: float | None
     mpp_given: bool
 
 

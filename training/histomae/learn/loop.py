@@ -286,7 +286,7 @@ def held_out_loss(
         for chunk in chunks:
             ready = yield from awaited(pictures)
             with torch.inference_mode(), memory_in_words():
-                batch = Batch(_on_device(ready, model), chunk, epoch=0, training=False)
+                batch = Batch(on_device(ready, model), chunk, epoch=0, training=False)
                 loss = learner(method.inputs(batch, setting))[""]
                 total += loss.item() * len(chunk) / len(indices)
             yield Heartbeat()
@@ -330,7 +330,7 @@ def _accumulate(
         share = len(chunk) / len(indices)
         with memory_in_words(), _gradients_kept(learner, fabric, number < len(chunks)):
             inputs = method.inputs(
-                Batch(_on_device(ready, learner), chunk, epoch), setting
+                Batch(on_device(ready, learner), chunk, epoch), setting
             )
             logged = learner(inputs)
             # The gradients of the processes are averaged, and should be summed.
@@ -358,7 +358,8 @@ def awaited(pictures: Iterator[Any]) -> Generator[Event, None, Any]:
     return ready
 
 
-def _on_device(pictures: Any, model: nn.Module) -> Any:
+def on_device(pictures: Any, model: nn.Module) -> Any:
+    """Return what a source gave on the device of a model."""
     device = next(model.parameters()).device
     if not isinstance(pictures, np.ndarray):  # a source's own kind
         return pictures.to(device)

@@ -13,22 +13,30 @@ import numpy as np
 import torch
 
 from histomae.infer.reconstruct import reconstruct_tiles
+from histomae.learn import pama
 from histomae.learn.augment import Stream, mask_noise, view_affines, views
+from histomae.learn.bag_files import slide_bags
 from histomae.learn.examples import slide_crops
 from histomae.models import sdmae
+from histomae.models.checkpoint import CheckpointHeader, load_checkpoint
+from histomae.models.initial import init_encoder
 from histomae.models.mae import MaskedAutoencoder
 from histomae.models.patches import random_mask
 from histomae.models.sdmae import SelfDistilled
+from histomae.models.slide_checkpoint import load_slide_checkpoint
 from histomae.models.vit import encoder_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
     from histomae.config import PretrainConfig
     from histomae.events import Event
     from histomae.learn.examples import Examples
+    from histomae.models.checkpoint import Header, Kept
+    from histomae.models.initial import InitialWeights
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -38,14 +46,16 @@ Inputs = dict[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every function of a method may know: the settings, and the pixels' scale.
+    """What every function of a method may know.
 
-    ``mean`` and ``std`` of each channel are on pixels from 0 to 1.
+    The settings, ``mean`` and ``std`` of each channel on pixels from 0 to 1, and what
+    it trains on, if that is there.
     """
 
     config: PretrainConfig
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    examples: Examples | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +111,33 @@ class Task:
     """Say what is wrong, and what to try, given what a step records; "" if nothing."""
 
 
+def _begin_tiles(
+    model: Any, config: PretrainConfig, examples: Examples
+) -> InitialWeights:
+    return init_encoder(model.encoder, config.init_from)
+
+
+def _tile_header(model: Any, setting: Setting, step: int) -> CheckpointHeader:
+    config, examples = setting.config, setting.examples
+    assert examples is not None
+    assert examples.mpp is not None
+    return CheckpointHeader(
+        architecture=config.architecture,
+        encoder=model.encoder_spec,
+        decoder=model.decoder_spec,
+        method=config.method,
+        mask_ratio=config.mask_ratio,
+        norm_pix=config.norm_pix,
+        mean=setting.mean,
+        std=setting.std,
+        tile_px=config.tile_px,
+        mpp=examples.mpp,
+        mpp_given=examples.mpp_given,
+        step=step,
+        config_hash=config.short_hash,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Task):
     """A way of learning without labels."""
@@ -114,11 +151,19 @@ class Method(Task):
     build: Callable[[PretrainConfig, torch.Generator], Any]
     """Make the model; the generator is of its weights.
 
-    A module with ``encoder``, ``decoder``, ``encoder_spec`` and ``decoder_spec``, for
-    these are what a checkpoint holds (:mod:`histomae.models.checkpoint`).
+    A module with ``encoder`` and ``decoder``, for these are what a checkpoint holds
+    (:mod:`histomae.models.checkpoint`).
     """
-    examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Examples]]]
+    examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Any]]]
     """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
+    what: str = "crop"
+    """One of what it trains on, for people."""
+    begin: Callable[[Any, PretrainConfig, Any], InitialWeights] = _begin_tiles
+    """Give a new model, made for examples, the weights that the settings name."""
+    header: Callable[[Any, Setting, int], Header] = _tile_header
+    """Return what a checkpoint of the model, after so many steps, says of itself."""
+    load: Callable[[Path], Kept[Any]] = load_checkpoint
+    """Read a checkpoint of such a model."""
     picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
     """Show what the model makes of crops uint8 (N, H, W, 3); returns (H', W', 3)."""
 
@@ -237,6 +282,10 @@ def _sd_mae_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
     return Objective(output.loss, output.logged, output.means)
 
 
+def _pama_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
+    return Objective(pama.loss(model, inputs, setting.config), {})
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -269,6 +318,24 @@ METHODS: dict[str, Method] = {
             picture=_mae_picture,
             after_step=SelfDistilled.update,
             concern=sdmae.concern,
+        ),
+        Method(
+            name="pama",
+            title="Slides as a whole",
+            sentence=(
+                "Most tiles of each slide are hidden and the network learns to predict "
+                "them from the others and where they lie, so that it learns how slides "
+                "are laid out. It takes the tiles' features, not pixels."
+            ),
+            splits_over_batch=True,
+            build=pama.build,
+            examples=slide_bags,
+            what="slide",
+            begin=pama.begin,
+            header=pama.header,
+            load=load_slide_checkpoint,
+            inputs=pama.inputs,
+            loss=_pama_loss,
         ),
     )
 }

@@ -98,7 +98,7 @@ def fit_slides(
             inputs=partial(_inputs, model, labels, settings),
             loss=partial(_loss, weights.to(fabric.device)),
         ),
-        setting=Setting(config, (), ()),
+        setting=Setting(config),
         source=BagMemory(bags),
         plan=Plan(
             crops=np.arange(len(bags)),

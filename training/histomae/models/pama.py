@@ -80,6 +80,15 @@ class PamaSpec:
         """How places are told."""
         return Placing(self.tiles_per_anchor, self.compat)
 
+    def difference(self, other: PamaSpec) -> str:
+        """Say in what two differ, naming both; empty where they are alike."""
+        names = [field.name for field in fields(self)]
+        return "; ".join(
+            f"{name} {getattr(self, name)} and {getattr(other, name)}"
+            for name in names
+            if getattr(self, name) != getattr(other, name)
+        )
+
     def __post_init__(self) -> None:
         for field in fields(self):
             value, largest = getattr(self, field.name), LARGEST[field.name]
@@ -130,10 +139,13 @@ def main_directions(scores: Tensor, directions: Tensor) -> Tensor:
     -------
     int64 (B, h, K), 0 to 7. It has no gradient.
     """
-    ballots = scores.new_zeros(*scores.shape[:3], CLASS_DIRECTION + 1)
     with torch.no_grad():
+        sizes = scores.abs()
+        if sizes.itemsize < 4:  # half precision cannot add up thousands
+            sizes = sizes.float()
+        ballots = sizes.new_zeros(*scores.shape[:3], CLASS_DIRECTION + 1)
         chosen = directions[:, None].expand_as(scores)
-        votes = ballots.scatter_add(-1, chosen, scores.abs())
+        votes = ballots.scatter_add(-1, chosen, sizes)
         return votes[..., :DIRECTION_BINS].argmax(-1)
 
 
@@ -300,6 +312,27 @@ class PamaEncoder(nn.Module):
             PamaBlock(spec.dim, spec.heads) for _ in range(spec.depth)
         )
         self.norm = NORM_LAYER(spec.dim)
+        self.feature_mean: Tensor
+        self.feature_std: Tensor
+        self.register_buffer("feature_mean", torch.zeros(spec.feature_dim))
+        self.register_buffer("feature_std", torch.ones(spec.feature_dim))
+
+    def set_scale(self, mean: Tensor, std: Tensor) -> None:
+        """Take embeddings less ``mean`` (C,), over ``std`` (C,) where that is not 0.
+
+        So that encoders of tiles with large and with small numbers serve alike, and the
+        error of a tile is 1 where nothing was learned of it.
+        """
+        self.feature_mean.copy_(mean)
+        self.feature_std.copy_(torch.where(std > 0, std, 1.0))
+
+    def scaled(self, bags: BagTensors) -> Tensor:
+        """Return tiles as the model takes and predicts them, (B, L, C).
+
+        Zeros stand in the padding, whatever stood there.
+        """
+        scaled = (bags.features - self.feature_mean) / self.feature_std
+        return scaled.masked_fill(~bags.places.real_tokens[..., None], 0.0)
 
     def forward(
         self, features: Tensor, places: Places, *, anchor_scale: float = 1.0
@@ -309,7 +342,7 @@ class PamaEncoder(nn.Module):
         Parameters
         ----------
         features
-            (B, L, C).
+            (B, L, C), see :meth:`scaled`.
         places
             Of the L tiles.
         anchor_scale
@@ -330,11 +363,11 @@ class PamaEncoder(nn.Module):
 
     def encode(self, bags: BagTensors) -> tuple[Tensor, Tensor]:
         """Encode all tiles of bags: tokens (B, 1 + L, D) and anchors (B, K, D)."""
-        return self(bags.cleared(), bags.places)
+        return self(self.scaled(bags), bags.places)
 
     def looks(self, bags: BagTensors) -> list[Looks]:
         """Return who looks at whom in each block, of all tiles of bags."""
-        tokens, anchors = self._first(bags.cleared(), bags.places, 1.0)
+        tokens, anchors = self._first(self.scaled(bags), bags.places, 1.0)
         everywhere, pairs = with_class_token(bags.places, compat=self.spec.compat)
         found = []
         for block in self.blocks:
@@ -446,7 +479,7 @@ class PamaOutput:
     loss: Tensor
     """() at least float32: mean over the bags of their hidden tiles' mean error."""
     prediction: Tensor
-    """(B, L, C): the embeddings of all tiles."""
+    """(B, L, C): the embeddings of all tiles, see :meth:`PamaEncoder.scaled`."""
     mask: Tensor
     """bool (B, L), True = hidden and counted; never padding."""
 
@@ -501,7 +534,7 @@ class Pama(nn.Module):
             (B, K) float, uniform: the anchors with the most noise are dropped. Needed
             where some are.
         """
-        tiles, places, scale = bags.cleared(), bags.places, 1.0
+        tiles, places, scale = self.encoder.scaled(bags), bags.places, 1.0
         if self.training and anchor_dropout:
             assert anchor_noise is not None
             compat = self.spec.compat

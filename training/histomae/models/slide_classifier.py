@@ -56,7 +56,7 @@ class SlideClassifier(nn.Module):
         places = bags.places
         if self.training and self.anchor_dropout and anchor_noise is not None:
             places = drop_anchors(places, self.anchor_dropout, anchor_noise)
-        tokens, _ = self.encoder(bags.cleared(), places)
+        tokens, _ = self.encoder(self.encoder.scaled(bags), places)
         return self.head(tokens[:, 0])
 
 
