@@ -6,6 +6,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 SLIDE ?=
 REGIONS ?=
+# A clone of facebookresearch/mae, to be compared with by "make bench".
+PEER ?=
 SCREEN := xvfb-run --auto-servernum --server-args="-screen 0 1280x800x24"
 # A window where there is a display, the same window under Xvfb where there is none.
 # (macOS needs neither.)
@@ -39,6 +41,7 @@ bench: install libraries
 	$(BIN)/python training/benchmarks/resume_exact.py
 	$(WINDOW) $(BIN)/python training/benchmarks/faults.py
 	$(BIN)/python training/benchmarks/embed_speed.py
+	$(BIN)/python training/benchmarks/throughput.py $(if $(PEER),--peer "$(PEER)")
 
 docs: install libraries
 	$(WINDOW) $(BIN)/python docs/pictures.py

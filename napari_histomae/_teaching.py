@@ -201,7 +201,7 @@ class EmbeddingCache:
         grid: TileGrid,
         cells: Array,
         *,
-        pooling: str = "class_token",
+        pooling: str | None = None,
         batch_size: int = 32,
     ) -> Generator[Event, None, Embeddings]:
         """Embed tiles as :func:`histomae.infer.embed.embed_tiles` does, each once.
@@ -210,6 +210,7 @@ class EmbeddingCache:
         """
         from histomae.infer.embed import Embeddings, embed_tiles
 
+        pooling = pooling or encoder.poolings[0]
         key = (encoder.encoder_id, pooling, slide.slide_id, grid)
         known = self._known.setdefault(key, {})
         wanted = [(int(row), int(col)) for row, col in cells]

@@ -435,6 +435,16 @@ class Sheet(QWidget):
         """Whether there is a picture."""
         return self._pixmap is not None
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What stands above each column."""
+        return self._captions
+
+    def set_captions(self, captions: Sequence[str]) -> None:
+        """Say what is shown from now on: a caption for each column."""
+        self._captions = tuple(captions)
+        self.update()
+
     def set_pixmap(self, pixmap: QPixmap | None) -> None:
         """Show a picture, or nothing."""
         self._pixmap = None if pixmap is None or pixmap.isNull() else pixmap

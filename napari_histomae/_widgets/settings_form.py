@@ -17,7 +17,7 @@ from typing import Any
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QComboBox, QGridLayout, QLabel, QLineEdit, QWidget
 
-from histomae.config import PretrainConfig
+from histomae.config import METHODS, PretrainConfig
 from histomae.errors import ConfigError
 from napari_histomae._widgets.common import BAD, FieldMark
 
@@ -36,6 +36,8 @@ class Shown:
     empty: str = ""
     """What an empty field stands for; a setting without it may not be empty."""
     choices: dict[str, str] = field(default_factory=dict)
+    methods: tuple[str, ...] = METHODS
+    """Those that it is a setting of."""
 
 
 #: The settings that matter, in the order in which they are shown.
@@ -49,10 +51,21 @@ SETTINGS = (
             "vit_small": "ViT-small",
             "vit_tiny": "ViT-tiny",
             "vit_micro": "ViT-micro",
+            "resnet50": "ResNet-50",
+            "resnet50_dilated": "ResNet-50/8",
+            "efficientnet_b2": "EffNet-b2",
         },
     ),
     Shown("patch_size", "Patch", "px"),
-    Shown("mask_ratio", "Hidden", "%", per_one=100.0),
+    Shown("mask_ratio", "Hidden", "%", per_one=100.0, methods=("mae", "sd-mae")),
+    Shown(
+        "pair_strategy",
+        "Pairs",
+        choices={"ordered": "one finer", "random": "any two", "fixed": "finest"},
+        methods=("mpcs",),
+    ),
+    Shown("view_factors", "Seen at", "×", methods=("mpcs",)),
+    Shown("temperature", "Temp. τ", methods=("mpcs",)),
     Shown("crops_per_slide", "Crops/slide"),
     Shown("epochs", "Epochs"),
     Shown("warmup_epochs", "Warm-up", "ep."),
@@ -70,27 +83,42 @@ class SettingsForm(QWidget):
         super().__init__(parent)
         self._base = PretrainConfig()
         self._editors: dict[str, QLineEdit | QComboBox] = {}
+        self._rows: dict[str, tuple[QWidget, ...]] = {}
+        self._shown: tuple[Shown, ...] = ()
         self.mark = FieldMark()
-        layout = QGridLayout(self)
-        layout.setContentsMargins(0, 0, 0, 0)
-        layout.setHorizontalSpacing(4)
-        layout.setVerticalSpacing(3)
-        for index, shown in enumerate(SETTINGS):
-            row, column = index // 2, index % 2 * 3
-            label = QLabel(shown.label)
+        self._form = QGridLayout(self)
+        self._form.setContentsMargins(0, 0, 0, 0)
+        self._form.setHorizontalSpacing(4)
+        self._form.setVerticalSpacing(3)
+        for shown in SETTINGS:
+            label = QLabel(shown.label, self)
             editor = self._editor(shown)
+            editor.setParent(self)
             help_text = f"{setting_help()[shown.name]}\n({shown.name})"
             label.setToolTip(help_text)
             editor.setToolTip(help_text)
+            unit = (QLabel(shown.unit, self),) if shown.unit else ()
             self._editors[shown.name] = editor
-            layout.addWidget(label, row, column)
-            if shown.unit:
-                layout.addWidget(editor, row, column + 1)
-                layout.addWidget(QLabel(shown.unit), row, column + 2)
-            else:
-                layout.addWidget(editor, row, column + 1, 1, 2)
-            layout.setColumnStretch(column + 1, 1)
+            self._rows[shown.name] = (label, editor, *unit)
+        self.show_method(self._base.method)
         self.set_config(self._base)
+
+    def show_method(self, method: str) -> None:
+        """Show the settings that a method has; the others keep their values."""
+        self._shown = tuple(shown for shown in SETTINGS if method in shown.methods)
+        for widget in (one for row in self._rows.values() for one in row):
+            self._form.removeWidget(widget)
+            widget.hide()
+        for index, shown in enumerate(self._shown):
+            row, column = index // 2, index % 2 * 3
+            label, editor, *unit = self._rows[shown.name]
+            self._form.addWidget(label, row, column)
+            self._form.addWidget(editor, row, column + 1, 1, 1 if unit else 2)
+            for widget in unit:
+                self._form.addWidget(widget, row, column + 2)
+            for widget in (label, editor, *unit):
+                widget.show()
+            self._form.setColumnStretch(column + 1, 1)
 
     def _editor(self, shown: Shown) -> QLineEdit | QComboBox:
         if shown.choices:
@@ -127,7 +155,7 @@ class SettingsForm(QWidget):
         ConfigError
             If one is wrong; its ``field`` names it.
         """
-        return self._base.changed({s.name: self._value(s) for s in SETTINGS})
+        return self._base.changed({s.name: self._value(s) for s in self._shown})
 
     def text(self, name: str) -> str:
         """Return what a field shows."""
@@ -166,11 +194,14 @@ class SettingsForm(QWidget):
         editor = self._editors[shown.name]
         if isinstance(editor, QComboBox):
             return editor.currentData()
-        text = editor.text().strip().replace(",", ".")
+        text = editor.text().strip()
         if not text:
             if shown.empty:
                 return None
             raise ConfigError(shown.name, "is empty. Give a number.")
+        if isinstance(_defaults()[shown.name], tuple):
+            return _numbers(shown.name, text)
+        text = text.replace(",", ".")
         whole = isinstance(_defaults()[shown.name], int)
         try:
             return int(text) if whole else float(text) / shown.per_one
@@ -186,11 +217,23 @@ class SettingsForm(QWidget):
             editor.setCurrentIndex(editor.findData(value))
         elif value is None:
             editor.clear()
+        elif isinstance(value, tuple):
+            editor.setText(", ".join(f"{number:g}" for number in value))
         else:
             editor.setText(f"{value * shown.per_one:g}")
 
     def _on_edited(self) -> None:
         self.changed.emit()
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    """Return the numbers of a list such as ``1, 2, 4``."""
+    try:
+        return tuple(float(one) for one in text.replace(",", " ").split())
+    except ValueError as error:
+        raise ConfigError(
+            name, f"{text!r} is no list of numbers. Give one such as 1, 2, 4."
+        ) from error
 
 
 def sentence(problem: ConfigError) -> str:
@@ -203,13 +246,14 @@ def summary(config: PretrainConfig, mpp: float | None) -> str:
     """Return the present values in one line; ``mpp`` is what None comes to."""
     resolution = config.mpp or mpp
     parts = [f"tile {config.tile_px} px"]
+    pairs = config.method == "mpcs"
     if resolution is not None:
-        parts.append(f"{resolution:.3g} µm/px")
-    parts += [
-        f"hidden {config.mask_ratio:.0%}".replace("%", " %"),
-        f"batch {config.batch_size}",
-    ]
-    return " · ".join(parts)
+        factors = sorted(config.view_factors) if pairs else (1.0,)
+        seen = ", ".join(f"{resolution * factor:.3g}" for factor in factors)
+        parts.append(f"{seen} µm/px")
+    if not pairs:
+        parts.append(f"hidden {config.mask_ratio:.0%}".replace("%", " %"))
+    return " · ".join([*parts, f"batch {config.batch_size}"])
 
 
 @cache

@@ -51,8 +51,8 @@ STATISTICS = {
     "true": "true (knows the hidden pixels)",
 }
 NO_DECODER = (
-    "This model came without its decoder, so it cannot redraw. Choose "
-    "last.safetensors of its run."
+    "This model came without a decoder, so it cannot redraw. Choose last.safetensors "
+    "of a run of a masked autoencoder."
 )
 
 

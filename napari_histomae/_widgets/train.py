@@ -97,6 +97,24 @@ METHOD_WORDS = {
         "Also learns what the visible parts mean, from its own decoder. Needs no "
         "labels; a little slower.",
     ),
+    "mpcs": (
+        "Magnification pairs",
+        "Sees each place at two magnifications and learns to tell it from all others. "
+        "Needs no labels; learns no redrawing.",
+    ),
+}
+#: What the columns of each method's previews are, and what they show.
+REDRAWN = (
+    ("tile", "masked", "re-drawn"),
+    "What the network sees of three tiles, and how it redraws what is hidden",
+)
+PREVIEW_WORDS = {
+    "mae": REDRAWN,
+    "sd-mae": REDRAWN,
+    "mpcs": (
+        ("one view", "the other"),
+        "Three places as the network sees them, each at two magnifications",
+    ),
 }
 #: What each recipe is called.
 PRESET_WORDS = {
@@ -184,10 +202,8 @@ class TrainDock(QWidget):
         self.discard_button.setToolTip("End the training and throw away its model")
         self.why = FieldMark()
         self.plot = CurvePlot()
-        self.preview = Sheet(("tile", "masked", "re-drawn"))
-        self.preview.setToolTip(
-            "What the network sees of three tiles, and how it redraws what is hidden"
-        )
+        self.preview = Sheet(())
+        self._say_what_is_shown(self.method.currentData())
         self.note = ElidedLabel()
         mute(self.note)
         self.runs = RunsBox()
@@ -305,7 +321,9 @@ class TrainDock(QWidget):
         )
 
     def _on_method_changed(self) -> None:
-        self.method_words.setText(METHOD_WORDS[self.method.currentData()][1])
+        method = self.method.currentData()
+        self.method_words.setText(METHOD_WORDS[method][1])
+        self.settings.show_method(method)
 
     def _on_method_chosen(self) -> None:
         """Take what is usual with a method, in the place of what was with the last."""
@@ -491,7 +509,7 @@ class TrainDock(QWidget):
         mpp = self.slides.survey.mpp
         self.settings.set_automatic("mpp", "auto" if mpp is None else f"{mpp:.3g}")
         try:
-            self.more.set_summary(summary(self.settings.config(), mpp))
+            self.more.set_summary(summary(self.config(), mpp))
         except ConfigError:
             self.more.set_summary("a setting is wrong")
 
@@ -555,6 +573,7 @@ class TrainDock(QWidget):
         self.plot.add(event)
         match event:
             case Started():
+                self._say_what_is_shown(event.method)
                 self.state.working(
                     f"{count(event.crops, event.what)} for training, "
                     f"{event.held_out_crops} held out · {event.device}"
@@ -673,6 +692,11 @@ class TrainDock(QWidget):
         return chosen is leave or chosen is stop
 
     # ---- what is shown of it
+
+    def _say_what_is_shown(self, method: str) -> None:
+        captions, words = PREVIEW_WORDS.get(method, REDRAWN)
+        self.preview.set_captions(captions)
+        self.preview.setToolTip(words)
 
     def _show_preview(self, path: str | None) -> None:
         pixmap = None

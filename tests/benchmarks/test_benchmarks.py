@@ -39,7 +39,7 @@ def no_trainer_is_left():
     lines = [
         " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])
     ]
-    assert not [line for line in lines if "pretrain" in line and "event-loop-" in line]
+    assert not [line for line in lines if "pretrain" in line and "benchmark-" in line]
 
 
 class TestOverlayAlignment:
@@ -184,3 +184,33 @@ class TestEmbedSpeed:
         process = start("embed_speed.py", "--json", "--plant", "--encoder", "vit_micro")
         assert process.returncode == 1, process.stderr
         assert not figures(process)["cosine to float32"]["is_met"]
+
+
+class TestThroughput:
+    def test_everything_is_measured_that_can_be(self):
+        process = start("throughput.py", "--json")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert "--peer" in found["rows left out"]["unit"]
+        assert found["operations of a step"]["value"] == pytest.approx(0.108, abs=1e-3)
+        assert all(found[name]["value"] > 0 for name in found if "against" in name)
+
+    def test_a_reader_that_stops_the_step_is_found(self):
+        process = start("throughput.py", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        (slides,) = [row for name, row in figures(process).items() if "slides" in name]
+        assert not slides["is_met"]
+
+
+class TestSlidePairs:
+    def test_pairs_are_of_one_place_and_are_learned_from(self):
+        process = start("slide_pairs.py", "--json", "--goal-gain", "4")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["registration error, largest"]["value"] <= 1
+        assert found["places to find"]["value"] == 60
+
+    def test_pictures_with_only_a_corner_in_common_are_found(self):
+        process = start("slide_pairs.py", "--json", "--plant", "--epochs", "1")
+        assert process.returncode == 1, process.stderr
+        assert figures(process)["registration error, largest"]["value"] > 10

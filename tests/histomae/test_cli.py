@@ -801,6 +801,35 @@ def another(folder, slide, recipe):
     return run
 
 
+def test_pairs_of_magnifications_go_the_whole_walk(
+    folder, slide, regions, recipe, trained, tmp_path
+):
+    run, probe, out = folder / "pairs", tmp_path / "a.probe", tmp_path / "out"
+    said = histomae(
+        *("pretrain", slide, "--recipe", recipe, "--run", run, "--method", "mpcs"),
+        *("--view-factors", 1, 1.5, "--projector-dims", 16, 8, "--epochs", 2),
+        *("--init-from", RunFolder(trained[0]).last),
+    )
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[-1] == f"checkpoint: {RunFolder(run).last}"
+    config = RunFolder(run).config()
+    assert (config.view_factors, config.projector_dims) == ((1.0, 1.5), (16, 8))
+    said = histomae("info", RunFolder(run).encoder)
+    assert "  mpcs, " in said.out
+    assert "steps, no decoder" in said.out
+    said = histomae(
+        "probe", slide, "--regions", regions, "--encoder", run, "--out", probe
+    )
+    assert said.code == 0, said.err
+    for command in (("predict", "--probe", probe), ("attend",)):
+        said = histomae(*command, slide, "--encoder", run, "--out", out)
+        assert said.code == 0, said.err
+    assert (out / "walk.csv").exists()
+    assert (out / "walk.attention.npz").exists()
+    said = histomae("reconstruct", slide, "--encoder", run, "--out", out)
+    complaint(said, "without its decoder", "mae or sd-mae")
+
+
 def test_a_probe_on_another_encoder_is_refused(slide, taught, another, tmp_path):
     said = histomae(
         *("predict", slide, "--encoder", another, "--probe", taught[0]),

@@ -26,6 +26,8 @@ def test_toml_round_trip_of_everything():
         allow_upsampling=True,
         patch_size=8,
         norm_pix=False,
+        view_factors=(1.0, 1.5),
+        projector_dims=(512, 64),
         micro_batch=4,
         grad_clip=1.0,
         threads=2,
@@ -67,6 +69,20 @@ def test_settings_are_frozen():
         PretrainConfig().epochs = 3
 
 
+def test_pairs_need_a_batch_of_single_crops():
+    with pytest.raises(ConfigError, match="batch_size: of one leaves mpcs nothing"):
+        PretrainConfig(method="mpcs", batch_size=1)
+    with pytest.raises(ConfigError, match="sampler: region-dense cuts crops of one"):
+        PretrainConfig(method="mpcs", sampler="region-dense")
+
+
+def test_convolutions_have_no_patches():
+    config = PretrainConfig(method="mpcs", encoder="efficientnet_b2", tile_px=341)
+    assert config.architecture == "efficientnet_b2"
+    with pytest.raises(ConfigError, match="tile_px: 48 px are too few"):
+        replace(config, tile_px=48)
+
+
 def test_architecture_is_named_after_timm():
     assert PretrainConfig().architecture == "vit_small_patch16_224"
     small = PretrainConfig(encoder="vit_micro", tile_px=96, patch_size=8)
@@ -104,6 +120,17 @@ def test_architecture_is_named_after_timm():
         {"warmup_epochs": -1.0},
         {"warmup_epochs": 401.0},
         {"patch_size": 15},
+        {"pair_strategy": "mixed"},
+        {"pooling": "max"},
+        {"optimizer": "sgd"},
+        {"temperature": 0.0},
+        {"projector_dims": ()},
+        {"projector_dims": (0,)},
+        {"view_factors": ()},
+        {"view_factors": (1.0,)},
+        {"view_factors": (2.0, 2.0)},
+        {"view_factors": (0.5, 1.0)},
+        {"encoder": "resnet50"},  # hides no patches
         {"decoder_dim": 190},
         {"decoder_dim": 6},
         # The wrong type.
@@ -120,6 +147,9 @@ def test_architecture_is_named_after_timm():
         {"threads": 1.5},
         {"norm_pix": 1},
         {"allow_upsampling": "yes"},
+        {"view_factors": "1 2"},
+        {"view_factors": (1.0, "2")},
+        {"projector_dims": (16.5,)},
         {"seed": 1.0},
     ],
     ids=lambda wrong: str(wrong),

@@ -37,6 +37,33 @@ def test_a_recipe_comes_back_as_it_went_in(form, name):
     assert form.config() == config
 
 
+def test_each_method_shows_its_own_settings(form):
+    def shown():
+        return {s.label for s in SETTINGS if not form._rows[s.name][0].isHidden()}
+
+    assert "Hidden" in shown()
+    assert not {"Seen at", "Pairs", "Temp. τ"} & shown()
+    form.show_method("mpcs")
+    assert {"Seen at", "Pairs", "Temp. τ"} <= shown()
+    assert "Hidden" not in shown()
+    form.edit("view_factors", "1, 1.5")
+    form.edit("pair_strategy", "random")
+    assert form.config().view_factors == (1.0, 1.5)
+    assert form.config().pair_strategy == "random"
+    assert form.text("pair_strategy") == "any two"
+    form.edit("view_factors", "1, two")
+    with pytest.raises(ConfigError, match="no list of numbers") as caught:
+        form.config()
+    assert caught.value.field == "view_factors"
+    form.show_method("mae")
+    assert form.config().view_factors == (1.0, 2.0, 4.0)  # what is not shown is kept
+
+
+def test_the_summary_tells_what_matters_to_a_method():
+    config = PretrainConfig(method="mpcs", view_factors=(2.0, 1.0))
+    assert summary(config, 0.69) == "tile 224 px · 0.69, 1.38 µm/px · batch 256"
+
+
 def test_what_has_no_field_is_kept(form):
     config = PretrainConfig(decoder_dim=128, decoder_heads=4, seed=7, mpp=0.69)
     form.set_config(config)

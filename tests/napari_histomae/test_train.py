@@ -227,7 +227,9 @@ class TestSettings:
             assert ready.config().method == name
             assert ready.settings.text("mask_ratio") == hidden
             assert ready.settings.text("epochs") == "7"
-        ready.method.setCurrentIndex(ready.method.findData("sd-mae"))
+        ready.method.setCurrentIndex(ready.method.findData("mpcs"))
+        ready.settings.edit("view_factors", "1, 1.5")
+        assert ready.config().view_factors == (1.0, 1.5)
         ready.use_recipe("quick")
         assert ready.config().method == "mae"
 
@@ -415,7 +417,7 @@ class TestTraining:
         run.previews.mkdir()
         sheet = np.zeros((30, 30, 3), np.uint8)
         Image.fromarray(sheet).save(run.previews / "a.png")
-        run.append(Started("mae", 0, 3000, 90, 10, 1000, "cpu", "f32", 0.5))
+        run.append(Started("mpcs", 0, 3000, 90, 10, 1000, "cpu", "f32", 0.5))
         with run.events_file.open("a") as file:
             for step in range(1, 3001):
                 one = Step(step, 3000, step / 9, 1 / step, 1e-4, 1.0, 31.0, 4.0)
@@ -432,6 +434,7 @@ class TestTraining:
             last = time.monotonic()
         assert dock.plot.points == 3000
         assert dock.preview.has_picture
+        assert dock.preview.captions == ("one view", "the other")
         assert dock.state.text.startswith("Done after 3,000 steps.")
         assert sorted(gaps)[int(len(gaps) * 0.99)] < 0.25
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from figures import Figure, load, options, report, say
-from trainers import away_from_the_user, end_trainers, make_slide
+from trainers import make_slide
+from watch import away_from_the_user, end_trainers
 
 if TYPE_CHECKING:
     import argparse

@@ -21,7 +21,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, field, replace
@@ -51,7 +50,8 @@ from spoil import (
     swallowed_errors,
     torn_checkpoints,
 )
-from trainers import SMALL, Trainers, begin, kill, make_slide, trainers_in, watch_over
+from trainers import SMALL, Trainers, begin, kill, make_slide
+from watch import away_from_the_user, trainers_in
 
 from histomae.config import PretrainConfig
 from histomae.errors import HistomaeError, RunError
@@ -892,12 +892,8 @@ def main() -> int:
         if getattr(args, name) is None:
             setattr(args, name, short if args.quick else long)
     in_own_mounts()
-    folder = tempfile.mkdtemp(prefix="faults-")
-    watcher = watch_over(folder)
-    try:
-        figures = measure(Path(folder), args)
-    finally:
-        watcher.communicate()
+    with away_from_the_user() as folder:
+        figures = measure(folder, args)
     return report(figures, as_json=args.json)
 
 

@@ -63,6 +63,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     DEFAULT: {**SMALL_DECODER, "precision": "bf16"},
     PARTIAL: {**SMALL_DECODER, "precision": "bf16", "decoded_share": 1 / 3},
 }
+#: For --quick: a recipe and itself, so that they must come to the same.
+SMALL = {"decoder_dim": 64, "decoder_depth": 1, "decoder_heads": 2, "precision": "f32"}
 CLASSES = ("Duct", "In situ", "Invasive")
 #: Seeds of the slides that are trained on, that probes are fitted to, and scored on.
 TRAINED, FITTED, SCORED = 1000, 2000, 3000
@@ -82,6 +84,7 @@ def config_of(name: str, seed: int, args: argparse.Namespace) -> PretrainConfig:
         encoder=args.encoder,
         tile_px=args.tile_px,
         patch_size=args.patch_size,
+        mpp=args.mpp,
         crops_per_slide=args.crops,
         epochs=args.epochs,
         warmup_epochs=args.epochs / 10,
@@ -92,13 +95,14 @@ def config_of(name: str, seed: int, args: argparse.Namespace) -> PretrainConfig:
         micro_batch=args.micro_batch,
         device=args.device,
         seed=seed,
-        **RECIPES[name],
+        **(SMALL if args.quick else RECIPES[name]),
     )
 
 
 def sample(seed: int, args: argparse.Namespace) -> Any:
     """Return a sample slide, made on first use."""
-    return sample_slide(seed, folder=args.out / "slides", size_um=args.slide_um)
+    folder = args.out / "slides"
+    return sample_slide(seed, mpp=args.mpp, folder=folder, size_um=args.slide_um)
 
 
 def trained(name: str, seed: int, args: argparse.Namespace) -> RunFolder:
@@ -286,19 +290,20 @@ def main() -> int:
     parser = options(__doc__)
     parser.add_argument("--out", type=Path, help="where what is finished is kept")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--least-seeds", type=int, default=3)
     parser.add_argument("--encoder", default="vit_micro")
-    parser.add_argument("--tile-px", type=int, default=224)
-    parser.add_argument("--patch-size", type=int, default=32)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--tile-px", type=int, default=96)
+    parser.add_argument("--patch-size", type=int, default=16)
+    parser.add_argument("--mpp", type=float, default=1.0, help="of slides and tiles")
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--crops", type=int, default=500, help="per slide")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--micro-batch", type=int, default=16)
     parser.add_argument("--base-lr", type=float, default=1e-2)
     parser.add_argument("--train-slides", type=int, default=2)
     parser.add_argument("--fit-slides", type=int, default=3)
-    parser.add_argument("--test-slides", type=int, default=20)
+    parser.add_argument("--test-slides", type=int, default=15)
     parser.add_argument("--slide-um", type=float, nargs=2, default=(3072.0, 2560.0))
     parser.add_argument(
         "--tiles", type=int, default=5000, help="on other slides, least"
@@ -314,9 +319,8 @@ def main() -> int:
     if args.quick:
         args.seeds, args.least_seeds, args.recipes = 2, 2, [REFERENCE, DEFAULT]
         args.train_slides = args.fit_slides = args.test_slides = 1
-        args.slide_um, args.crops, args.epochs, args.tiles = (1000.0, 1000.0), 24, 2, 20
-        args.batch, args.goal, args.goal_gain = 8, -100.0, -100.0
-        args.tile_px, args.patch_size = 128, 32
+        args.slide_um, args.mpp, args.tiles = (1500.0, 1500.0), 1.0, 100
+        args.tile_px, args.patch_size, args.epochs = 64, 16, 4
     if args.threads:
         torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:

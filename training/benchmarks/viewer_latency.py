@@ -37,14 +37,13 @@ from event_loop import (
     FellShortError,
     Turns,
     _jobs_of,
-    end_trainers,
     p99,
     start_training,
     wait_until,
 )
 from figures import Figure, load, options, report, say
 from made_slides import write_made_slide
-from trainers import away_from_the_user
+from watch import away_from_the_user, end_trainers
 
 if TYPE_CHECKING:
     import argparse

@@ -197,8 +197,9 @@ class Probe:
     """A checkpoint of an encoder, or a run folder."""
     out: File
     """Where the probe is written."""
-    pooling: Literal["class_token", "mean"] = "class_token"
-    """How a tile becomes a vector: its class token, or the mean of its patches."""
+    pooling: Literal["class_token", "mean"] | None = None
+    """How a tile becomes a vector: its class token, or the mean of its patches; None:
+    the class token where the encoder has one."""
     slide_mpp: float | None = None
     """Pixel size of level 0, µm, for slides whose file names none."""
     device: str = "auto"
@@ -338,7 +339,8 @@ class Reconstruct(_OnSlides):
         if not encoder.has_decoder:
             raise CheckpointError(
                 f"{self.encoder.name} is an encoder without its decoder, so it cannot "
-                "reconstruct. Give the run folder, or its checkpoints/last.safetensors."
+                "reconstruct. Give the run folder of a masked autoencoder (mae or "
+                "sd-mae), or its checkpoints/last.safetensors."
             )
 
         def look(slide: Slide) -> None:

@@ -20,11 +20,12 @@ import tomli_w
 
 from histomae.errors import ConfigError
 
-METHODS = ("mae", "sd-mae", "pama")
+METHODS = ("mae", "sd-mae", "mpcs", "pama")
 #: What a method changes of the defaults, unless it is said.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "mae": {},
     "sd-mae": {"mask_ratio": 0.6},
+    "mpcs": {},
     # Slides are fewer than crops, and each is a thousand tokens.
     "pama": {
         "epochs": 100,
@@ -39,10 +40,18 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 #: Those that take files of tile features in the place of slides.
 ON_FEATURES = ("pama",)
 TEACHERS = ("ema", "reference", "none")
-ENCODERS = ("vit_small", "vit_tiny", "vit_micro")
+STRATEGIES = ("ordered", "random", "fixed")
+POOLINGS = ("class_token", "mean")
+OPTIMIZERS = ("adamw", "lars")
+CONVOLUTIONS = ("resnet50", "resnet50_dilated", "efficientnet_b2")
+ENCODERS = ("vit_small", "vit_tiny", "vit_micro", *CONVOLUTIONS)
 SLIDE_ENCODERS = ("pama_small", "pama_base")
+#: Methods that hide patches, which convolutions do not have.
+MASKING = ("mae", "sd-mae")
 PRECISIONS = ("auto", "f32", "bf16")
 SAMPLERS = ("random", "region-dense")
+#: Smaller tiles leave convolutions a map of a single place.
+LEAST_CNN_PX = 64
 #: Below this share of a slide's own pixel size a read would invent detail.
 FINEST_MPP_RATIO = 0.9
 #: What to ask for, by annotation.
@@ -52,6 +61,8 @@ KINDS = {
     "float": "a number",
     "bool": "true or false",
     "tuple[str, ...]": "a list of paths",
+    "tuple[float, ...]": "a list of numbers",
+    "tuple[int, ...]": "a list of whole numbers",
 }
 
 
@@ -67,9 +78,10 @@ class PretrainConfig:
     slides: tuple[str, ...] = ()
     """Slide files, or folders of them; for pama files of their features."""
     method: str = "mae"
-    """Self-supervised method: mae, sd-mae or pama."""
+    """Self-supervised method: mae, sd-mae, mpcs or pama."""
     encoder: str = "vit_small"
-    """ViT by width and blocks: vit_small 384/12, vit_tiny 192/12, vit_micro 192/4."""
+    """ViT by width and blocks: vit_small 384/12, vit_tiny 192/12, vit_micro 192/4; with
+    mpcs also resnet50, resnet50_dilated (a finer map) and efficientnet_b2."""
     init_from: str = "random"
     """Weights to begin with: random, our checkpoint, timm:NAME or a weights file."""
 
@@ -124,6 +136,24 @@ class PretrainConfig:
     prototypes: int = 4096
     """SD-MAE: answers that its heads choose among."""
 
+    view_factors: tuple[float, ...] = (1.0, 2.0, 4.0)
+    """MPCS: pixel sizes at which each place is seen, times mpp."""
+    pair_strategy: str = "ordered"
+    """MPCS, which two of them are a pair: ordered, one and the next finer; random, any
+    two; fixed, always the two finest."""
+    temperature: float = 0.1
+    """MPCS: likeness is divided by it (τ); smaller minds near misses more."""
+    projector_dims: tuple[int, ...] = (1024, 128)
+    """MPCS: widths of the layers between the encoder and the comparison."""
+    pooling: str = "class_token"
+    """MPCS compares the class_token, or the mean of the patch tokens."""
+    exclude_same_patient: bool = False
+    """MPCS: do not tell apart what is of one patient, or of one slide."""
+    partial_sets: bool = False
+    """MPCS on BreakHis: take sets that lack some magnifications too."""
+    skip_unreadable: bool = False
+    """MPCS on BreakHis: leave out pictures that cannot be read, and say which."""
+
     slide_encoder: str = "pama_small"
     """PAMA by width and blocks: pama_small 256/2, or pama_base 1024/4, as published."""
     feature_dim: int | None = None
@@ -150,8 +180,10 @@ class PretrainConfig:
     """Learning rate per 256 crops of a batch."""
     min_lr: float = 0.0
     """Learning rate at the end."""
+    optimizer: str = "adamw"
+    """adamw; or lars, for convolutions in large batches, with a base_lr such as 0.2."""
     weight_decay: float = 0.05
-    """AdamW's decay, on matrices only."""
+    """Decay of the weights, on matrices only."""
     grad_clip: float | None = None
     """Largest gradient norm; None: unclipped, as in the paper."""
 
@@ -185,6 +217,9 @@ class PretrainConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("distill_teacher", self.distill_teacher, TEACHERS)
+        _one_of("pair_strategy", self.pair_strategy, STRATEGIES)
+        _one_of("pooling", self.pooling, POOLINGS)
+        _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("slide_encoder", self.slide_encoder, SLIDE_ENCODERS)
         for name in (
             *("tile_px", "patch_size", "crops_per_slide", "epochs", "batch_size"),
@@ -215,9 +250,31 @@ class PretrainConfig:
             _at_least(name, getattr(self, name), 0)
         if self.grad_clip is not None:
             _within("grad_clip", self.grad_clip, 1e-6, 1e6)
+        _within("temperature", self.temperature, 1e-3, 1e3)
+        for factor in self.view_factors:
+            _within("view_factors", factor, 1.0, 64.0)
+        for width in self.projector_dims:
+            _at_least("projector_dims", width, 1)
         self._check_fit()
 
     def _check_fit(self) -> None:
+        if self.encoder not in CONVOLUTIONS:
+            self._check_patches()
+        elif self.method in MASKING:
+            raise ConfigError(
+                "encoder",
+                f"{self.encoder} has no patches that {self.method} could hide. Choose "
+                "vit_small, or the method mpcs.",
+            )
+        elif self.tile_px < LEAST_CNN_PX:
+            raise ConfigError(
+                "tile_px",
+                f"{self.tile_px} px are too few for {self.encoder}. Choose at least "
+                f"{LEAST_CNN_PX}.",
+            )
+        self._check_training()
+
+    def _check_patches(self) -> None:
         if self.tile_px % self.patch_size:
             raise ConfigError(
                 "patch_size",
@@ -231,6 +288,8 @@ class PretrainConfig:
                 f"{self.mask_ratio:g} of {patches} patches leaves none hidden or none "
                 "visible. Choose a ratio such as 0.75.",
             )
+
+    def _check_training(self) -> None:
         if self.sampler == "region-dense" and self.region_px < self.tile_px:
             raise ConfigError(
                 "region_px",
@@ -248,6 +307,25 @@ class PretrainConfig:
                 "decoder_dim",
                 f"{self.decoder_dim} must be a multiple of 4 and of the "
                 f"{self.decoder_heads} heads. Choose 192 with 3 heads, or 256 with 8.",
+            )
+        if not self.projector_dims:
+            raise ConfigError("projector_dims", "is empty. Give 1024 and 128, say.")
+        if len(set(self.view_factors)) < max(2, len(self.view_factors)):
+            raise ConfigError(
+                "view_factors",
+                f"{_listed(self.view_factors)} makes no pair of two pixel sizes. "
+                "Choose two or more that differ, such as 1, 2 and 4.",
+            )
+        if self.method == "mpcs" and self.sampler != "random":
+            raise ConfigError(
+                "sampler",
+                f"{self.sampler} cuts crops of one pixel size, and mpcs sees each "
+                "place at several. Choose random.",
+            )
+        if self.method == "mpcs" and self.batch_size < 2:
+            raise ConfigError(
+                "batch_size",
+                "of one leaves mpcs nothing to compare with. Choose 128, say.",
             )
         if self.warmup_epochs > self.epochs:
             raise ConfigError(
@@ -295,6 +373,8 @@ class PretrainConfig:
         """Name after timm's pattern, such as ``vit_small_patch16_224``; or PAMA's."""
         if self.method == "pama":
             return self.slide_encoder
+        if self.encoder in CONVOLUTIONS:
+            return self.encoder
         return f"{self.encoder}_patch{self.patch_size}_{self.tile_px}"
 
     @property
@@ -343,8 +423,10 @@ def _typed(name: str, annotation: str, value: Any) -> Any:
     kind, _, optional = annotation.partition(" | ")
     if value is None and optional:
         return None
-    if kind.startswith("tuple") and _is_paths(value):
+    if kind == "tuple[str, ...]" and _is_paths(value):
         return tuple(os.fspath(path) for path in value)
+    if kind.startswith("tuple") and kind != "tuple[str, ...]":
+        return _typed_numbers(name, kind, value)
     if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     wanted = {"str": str, "int": int, "float": float, "bool": bool}.get(kind)
@@ -352,6 +434,21 @@ def _typed(name: str, annotation: str, value: Any) -> Any:
     if not fits or (isinstance(value, bool) and wanted is not bool):
         raise ConfigError(name, f"{value!r} has the wrong type. Give {KINDS[kind]}.")
     return value
+
+
+def _typed_numbers(name: str, kind: str, value: Any) -> tuple[Any, ...]:
+    """Return a list of numbers, each in the type of its setting."""
+    one = kind.removeprefix("tuple[").removesuffix(", ...]")
+    try:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(name, one, number) for number in value)
+    except ConfigError:
+        pass
+    raise ConfigError(name, f"{value!r} has the wrong type. Give {KINDS[kind]}.")
+
+
+def _listed(numbers: tuple[float, ...]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers) or "nothing"
 
 
 def _is_paths(value: Any) -> bool:

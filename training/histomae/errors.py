@@ -57,6 +57,10 @@ class LabelError(HistomaeError, ValueError):
     """A table of labels cannot be understood, or splits a patient."""
 
 
+class DataSetError(HistomaeError, ValueError):
+    """A folder is not the data set that it should be, or a picture in it is damaged."""
+
+
 class RunError(HistomaeError):
     """A training run cannot start, go on or be read."""
 

@@ -11,6 +11,7 @@ from histomae.learn.augment import (
     affines,
     epoch_order,
     mask_noise,
+    recoloured,
     uniforms,
     view_affines,
     view_boxes,
@@ -184,3 +185,41 @@ def test_an_epoch_goes_through_many_regions_at_a_time():
         assert len(set(block[: MIXED_REGIONS // 2])) > MIXED_REGIONS // 3
     later = regions[epoch_order(0, 1, regions)].reshape(3, -1)
     assert set(taken[0]) != set(later[0])
+
+
+# ---- colours
+
+
+def test_colours_change_as_a_plain_loop_has_it():
+    random = np.random.default_rng(4)
+    pictures = random.uniform(60, 190, (3, 3, 4, 5))
+    wanted = np.array([(1.1, 0.95, 1.05, 0.07), (0.9, 1.1, 0.9, -0.1), (1, 1, 1, 0)])
+    images = torch.from_numpy(pictures).float()
+    found = recoloured(images.clone(), torch.from_numpy(wanted).float()).numpy()
+    luma = np.array([0.299, 0.587, 0.114])
+    for picture, (bright, contrast, vivid, hue), got in zip(
+        pictures, wanted, found, strict=True
+    ):
+        picture = picture * bright
+        mean = np.tensordot(luma, picture, 1).mean()
+        picture = (picture - mean) * contrast + mean
+        axis, angle = np.ones(3) / np.sqrt(3), 2 * np.pi * hue
+        for y in range(4):
+            for x in range(5):
+                pixel = picture[:, y, x]
+                pixel = vivid * pixel + (1 - vivid) * luma @ pixel
+                turned = (  # Rodrigues
+                    pixel * np.cos(angle)
+                    + np.cross(axis, pixel) * np.sin(angle)
+                    + axis * (axis @ pixel) * (1 - np.cos(angle))
+                )
+                np.testing.assert_allclose(got[:, y, x], turned.clip(0, 255), rtol=1e-4)
+    np.testing.assert_allclose(found[2], pictures[2], rtol=1e-5)
+
+
+def test_greys_have_no_hue_and_colours_stay_within_their_range():
+    grey = torch.full((1, 3, 2, 2), 100.0)
+    same = recoloured(grey.clone(), torch.tensor([[1, 1.1, 1.1, 0.1]]))
+    torch.testing.assert_close(same, grey)
+    bright = recoloured(torch.full((1, 3, 2, 2), 250.0), torch.tensor([[1.1, 1, 1, 0]]))
+    assert bright.max() == 255

@@ -11,6 +11,7 @@ from histomae.errors import SlideError
 from histomae.learn import crops
 from histomae.learn.crops import CropReader
 from histomae.slides.crops import CropManifest, SlideEntry
+from histomae.slides.slide import Slide
 
 
 class FakeSlide:
@@ -270,3 +271,56 @@ def test_closing_ends_the_threads(manifest):
         next(stream)
         stream.close()
     assert threading.active_count() == before
+
+
+# ---- places seen at several magnifications
+
+
+@pytest.fixture(scope="module")
+def smooth_slide(make_slide):
+    """A slide whose red is x and green is y, at 0.5 µm/px, 1200 px wide."""
+    y, x = np.mgrid[:1200, :1200]
+    pixels = np.stack([x / 1200 * 255, y / 1200 * 255, x * 0 + 128], -1)
+    return make_slide(pixels.round().astype(np.uint8), mpp=0.5, factors=(1, 2, 4))
+
+
+@pytest.mark.parametrize("views_mpp", [(1.0, 0.5), (1.3,), (0.71, 0.6)])
+def test_all_views_of_a_place_have_one_centre_and_their_own_pixel_size(
+    smooth_slide, views_mpp
+):
+    entry = SlideEntry(str(smooth_slide), "a", 0.5, 0.5, "file")
+    manifest = CropManifest(
+        slides=(entry,),
+        slide_index=np.zeros(3, int),
+        xy_l0=np.array([[100.0, 250], [301, 17], [611, 590]]),
+        held_out=np.zeros(3, bool),
+        crop_px=64,
+        mpp=2.0,
+        region_xy_l0=np.zeros((3, 2)),
+        region_px=64,
+        views_mpp=views_mpp,
+    )
+    with (
+        Slide.open(smooth_slide) as slide,
+        CropReader([slide], manifest) as reader,
+    ):
+        pictures = reader.read_batch(np.arange(3))
+    assert pictures.shape == (3, 1 + len(views_mpp), 64, 64, 3)
+    level_per_px = 255 / 1200
+    for corner, views in zip(manifest.xy_l0, pictures.astype(float), strict=True):
+        for mpp, view in zip((2.0, *views_mpp), views, strict=True):
+            # Measured at pixel edges, a pixel's colour is that of its centre less half.
+            centre = (corner + 128 - 0.5) * level_per_px
+            assert view[..., 0].mean() == pytest.approx(centre[0], abs=0.3)
+            assert view[..., 1].mean() == pytest.approx(centre[1], abs=0.3)
+            slope = np.polyfit(np.arange(64), view[..., 0].mean(0), 1)[0]
+            assert slope == pytest.approx(mpp / 0.5 * level_per_px, rel=0.02)
+
+
+def test_memory_is_counted_with_all_views(manifest):
+    seen = replace(manifest, mpp=1.0, views_mpp=(0.5,))
+    room = 10 * 4 * 4 * 3
+    for listed, fits in ((manifest, True), (seen, False)):
+        reader = CropReader([FakeSlide(1)] * 2, listed, memory_bytes=room)
+        assert reader.fits_in_memory == fits
+        reader.close()

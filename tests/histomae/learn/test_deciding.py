@@ -27,7 +27,15 @@ class Grey:
         return []
 
 
-EXAMPLES = Examples(Grey(), np.zeros(40, bool), np.zeros(40, int), 0.5, False)
+EXAMPLES = Examples(
+    Grey(),
+    np.zeros(40, bool),
+    np.zeros(40, int),
+    0.5,
+    False,
+    patient=np.zeros(40, int),
+    present=np.ones((40, 1), bool),
+)
 
 
 def decide(config, method=MAE):

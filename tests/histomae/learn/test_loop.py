@@ -1,6 +1,7 @@
 """The loop: micro-batches add up exactly, the plan holds, bad numbers stop it."""
 
 import itertools
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 from histomae.config import PretrainConfig
 from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
 from histomae.events import Heartbeat, Note, Step, result_of
+from histomae.learn.examples import Examples
 from histomae.learn.loop import (
     Plan,
     build_optimizer,
@@ -74,7 +76,7 @@ def train(config, *, method=MAE, source=None, start=0, state=None, count=24, upt
         optimizer,
         fabric=join("cpu"),
         method=method,
-        setting=Setting(config, (0.5,) * 3, (0.25,) * 3),
+        setting=setting_of(config),
         source=source or Memory(),
         plan=plan,
         start_step=start,
@@ -85,6 +87,20 @@ def train(config, *, method=MAE, source=None, start=0, state=None, count=24, upt
         if isinstance(event, Step) and event.step == upto:
             break
     return events, model, optimizer
+
+
+def setting_of(config, count=24):
+    """Return a setting whose crops are each of a patient of its own."""
+    examples = Examples(
+        source=Memory(),
+        held_out=np.zeros(count, bool),
+        region=np.zeros(count, int),
+        mpp=0.5,
+        mpp_given=False,
+        patient=np.arange(count),
+        present=np.ones((count, 3), bool),
+    )
+    return Setting(config, (0.5,) * 3, (0.25,) * 3, examples)
 
 
 def plan_of(crops, batch_size, epochs):
@@ -451,3 +467,191 @@ def test_the_held_out_loss_is_the_plain_mean_and_stays_the_same():
     assert model.training
     assert all(w.grad is None for w in model.parameters())
     assert isinstance(model, nn.Module)
+
+
+# ---- a loss of the whole batch, whose crops are encoded a few at a time
+
+MPCS = METHODS["mpcs"]
+PAIRS = replace(CONFIG, method="mpcs", projector_dims=(12, 8), base_lr=0.02)
+
+
+class Places(Memory):
+    """Places at three magnifications, all of one picture."""
+
+    def stream(self, batches):
+        for pictures in super().stream(batches):
+            yield (
+                pictures[:, None].repeat(3, 1)
+                + np.arange(3, dtype=np.uint8)[:, None, None, None]
+            )
+
+
+def train_pairs(config=PAIRS, **how):
+    return train(config, method=how.pop("method", MPCS), source=Places(), **how)
+
+
+def first_gradients(micro_batch):
+    _, model, _ = train_pairs(
+        replace(PAIRS, micro_batch=micro_batch, base_lr=0.0), upto=1
+    )
+    gradients = {n: w.grad for n, w in model.named_parameters() if w.requires_grad}
+    return gradients, model
+
+
+def test_gradients_of_cached_parts_are_those_of_the_whole_batch():
+    whole, model = first_gradients(10)
+    assert all(gradient is not None for gradient in whole.values())
+    assert sum(gradient.abs().sum() for gradient in whole.values()) > 0
+    for micro_batch in (1, 3, 7):
+        parts, other = first_gradients(micro_batch)
+        for name, gradient in whole.items():
+            torch.testing.assert_close(
+                parts[name], gradient, rtol=1e-4, atol=1e-6, msg=name
+            )
+        for one, same in zip(model.buffers(), other.buffers(), strict=True):
+            torch.testing.assert_close(same, one)  # batch norm saw the whole batch once
+
+
+def test_the_batch_is_compared_as_a_whole_whatever_the_micro_batch():
+    losses = [
+        [step.loss for step in steps(train_pairs(replace(PAIRS, micro_batch=size))[0])]
+        for size in (2, 10)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[1][-1] < 0.9 * losses[1][0]
+
+
+def test_whoever_waits_is_told_between_parts_of_a_whole_batch():
+    events, _, _ = train_pairs(replace(PAIRS, micro_batch=5), upto=1)
+    assert [type(event) for event in events] == [Heartbeat] * 4 + [Step]
+
+
+def test_memory_that_runs_out_halves_the_parts_of_a_whole_batch():
+    def encode(model, given, setting):
+        if len(given["images"]) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return MPCS.encode(model, given, setting)
+
+    config = replace(PAIRS, micro_batch=10)
+    events, _, _ = train_pairs(config, method=replace(MPCS, encode=encode))
+    assert sum(isinstance(event, Note) for event in events) == 2
+    smooth, _, _ = train_pairs(replace(PAIRS, micro_batch=2))
+    # In batch norm's memory the step that failed is not counted.
+    assert [e.loss for e in steps(events)] == [e.loss for e in steps(smooth)]
+
+
+def test_pairs_held_out_are_compared_with_each_other():
+    _, model, _ = train_pairs(upto=1)
+    losses = []
+    for micro_batch in (2, 5, 7):
+        config = replace(PAIRS, micro_batch=micro_batch)
+        work = held_out_loss(
+            model,
+            np.arange(7),
+            fabric=join("cpu"),
+            method=MPCS,
+            setting=setting_of(config),
+            source=Places(),
+        )
+        losses.append(result_of(work))
+    assert losses[1:] == pytest.approx(losses[:1] * 2, rel=1e-5)
+    assert model.training
+
+
+class OneOfTwo:
+    """A process of two, which are threads here."""
+
+    world_size, device = 2, torch.device("cpu")
+
+    def __init__(self, rank, meeting, told):
+        self.global_rank, self._meeting, self._told = rank, meeting, told
+
+    def all_reduce(self, numbers, *, reduce_op):
+        assert reduce_op == "sum"
+        self._told[self.global_rank] = numbers
+        self._meeting.wait()
+        total = self._told[0] + self._told[1]
+        self._meeting.wait()
+        return total
+
+    def backward(self, loss):
+        loss.backward()
+
+
+def test_two_processes_compare_the_pairs_of_both():
+    """The losses are those of one process, wherever a place was encoded."""
+    config = replace(PAIRS, batch_size=9, micro_batch=2, held_out=0)
+    meeting, told, losses = threading.Barrier(2, timeout=60), [None, None], {}
+
+    def train_one(rank):
+        fabric = OneOfTwo(rank, meeting, told)
+        model = MPCS.build(config, torch.Generator().manual_seed(0))
+        how = {"fabric": fabric, "method": MPCS, "setting": setting_of(config)}
+        work = fit(
+            model,
+            build_optimizer(model, config),
+            source=Places(),
+            plan=plan_of(np.arange(24), 9, 3),
+            **how,
+        )
+        losses[rank] = [step.loss for step in steps(work)]
+        judged = held_out_loss(model, np.arange(7), source=Places(), **how)
+        losses[rank].append(result_of(judged))
+
+    threads = [threading.Thread(target=train_one, args=(rank,)) for rank in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone, _, _ = train_pairs(replace(config, micro_batch=9))
+    assert losses[0] == losses[1]
+    assert losses[0][:-1] == pytest.approx([e.loss for e in steps(alone)], rel=1e-4)
+
+
+def test_what_needs_the_whole_batch_says_how_to_make_it_smaller():
+    with pytest.raises(MemoryRanOutError, match="smaller batch_size"):
+        train(CONFIG, method=short_of_memory(3, splits_over_batch=False))
+
+
+def test_batch_norm_in_the_encoder_needs_the_whole_batch_at_once():
+    seen = []
+
+    def encode(model, given, setting):
+        seen.append(len(given["images"]))
+        return MPCS.encode(model, given, setting)
+
+    config = replace(PAIRS, encoder="efficientnet_b2", tile_px=64, micro_batch=2)
+    method = replace(MPCS, encode=encode)
+    source = Places(side=64)
+    events, model, _ = train(config, method=method, source=source, upto=1)
+    assert seen == [10]
+    assert all(w.grad is not None for w in model.parameters() if w.requires_grad)
+    assert steps(events)[0].loss > 0
+
+
+# ---- LARS
+
+
+def test_lars_moves_every_weight():
+    """The published trainer's LARS keeps its learning rate at 0."""
+    config = replace(PAIRS, optimizer="lars", base_lr=0.2 * 256 / 10, epochs=1)
+    model = MPCS.build(config, torch.Generator().manual_seed(0))
+    before = {n: w.clone() for n, w in model.named_parameters() if w.requires_grad}
+    events, after, optimizer = train_pairs(config)
+    assert [group["lr"] for group in optimizer.param_groups][1] == pytest.approx(
+        steps(events)[-1].lr * 0.0048 / 0.2
+    )
+    for name, weight in after.named_parameters():
+        if weight.requires_grad:
+            assert not torch.equal(weight, before[name]), name
+
+
+def test_lars_goes_on_where_it_was():
+    config = replace(PAIRS, optimizer="lars", base_lr=1.0)
+    whole, model, _ = train_pairs(config)
+    _, half, optimizer = train_pairs(config, upto=3)
+    state = (half.state_dict(), optimizer_tensors(half, optimizer))
+    rest, again, _ = train_pairs(config, start=3, state=state)
+    assert [e.loss for e in steps(rest)] == [e.loss for e in steps(whole)[3:]]
+    for weight, same in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(weight, same)

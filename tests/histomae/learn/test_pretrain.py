@@ -12,6 +12,7 @@ from PIL import Image
 
 from histomae.errors import (
     ConfigError,
+    DataSetError,
     DiskRefusedError,
     NotEnoughDataError,
     RunError,
@@ -290,6 +291,125 @@ def test_heads_and_teachers_are_resumed_too(begin):
     assert autoencoder_from(one).decoder_spec.dim == 16
     best = load_checkpoint(whole.best)
     assert not any(name.startswith("training.") for name in best.tensors)
+
+
+def test_pairs_are_trained_stopped_and_resumed_exactly(begin):
+    """At 0.5 and 1 µm/px: projector and batch norm come back too."""
+    how = {"method": "mpcs", "projector_dims": (16, 8), "view_factors": (1.0, 2.0)}
+    how["max_iou"] = 0.8
+    whole, broken = begin("whole", **how), begin("broken", **how)
+    list(run_in(whole))
+    asking(broken, at=at_step(5))
+    broken.reopen()
+    list(run_in(broken))
+    assert losses(broken) == losses(whole)
+    one, other = load_checkpoint(whole.last), load_checkpoint(broken.last)
+    assert "training.projector.1.running_mean" in one.tensors
+    assert not any(name.startswith("decoder.") for name in one.tensors)
+    for name, tensor in one.tensors.items():
+        assert torch.equal(tensor, other.tensors[name]), name
+    assert (one.header.mpp, one.header.decoder) == (0.5, None)
+    manifest = CropManifest.load(whole.crops_file)
+    assert (manifest.mpp, manifest.views_mpp) == (1.0, (0.5,))
+    logged = [e.logged for e in whole.events() if isinstance(e, Step)]
+    assert logged[0].keys() == {
+        *("partners_found", "partner_likeness", "others_likeness"),
+    }
+    with Image.open(next(whole.previews.glob("*.png"))) as sheet:
+        assert sheet.size == (2 * 32 + 4, 3 * 32 + 2 * 4)
+
+
+def test_pairs_go_on_from_an_autoencoder_and_their_encoder_embeds(begin):
+    crops = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    first = begin("mae")
+    list(run_in(first))
+    pairs = begin("mpcs", method="mpcs", init_from=str(first.last), base_lr=1e-6)
+    list(run_in(pairs))
+    plain, tuned = TileEncoder.load(first.last), TileEncoder.load(pairs.last)
+    assert (tuned.has_decoder, tuned.spec) == (False, plain.spec)
+    one, other = plain.embed(crops), tuned.embed(crops)
+    assert one.shape == other.shape == (len(crops), 16)
+    assert not np.array_equal(one, other)
+    np.testing.assert_allclose(one, other, atol=0.1)  # it began where that ended
+    assert tuned.attention(crops).shape == (len(crops), 4, 4)
+
+
+def test_convolutions_are_trained_and_used_like_other_encoders(begin):
+    how = {"view_factors": (1.0, 1.5), "max_iou": 0.8, "tile_px": 64, "epochs": 1}
+    run = begin(method="mpcs", encoder="efficientnet_b2", **how)
+    list(run_in(run))
+    encoder = TileEncoder.load(run.encoder)
+    assert encoder.poolings == ("mean",)
+    assert encoder.name.startswith("mpcs efficientnet_b2 step ")
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    assert encoder.embed(tiles).shape == (3, encoder.width) == (3, 1408)
+    seen = encoder.attention(tiles)
+    assert seen.shape == (3, 2, 2)
+    np.testing.assert_allclose(seen.sum((1, 2)), 1, rtol=1e-5)
+    with pytest.raises(ConfigError, match=r"pooling: 'class_token' .* Choose mean"):
+        encoder.embed(tiles, pooling="class_token")
+
+
+def test_a_place_that_is_alone_is_refused(begin):
+    how = {"method": "mpcs", "held_out": 0.0}
+    with pytest.raises(NotEnoughDataError, match=r"fewer than two .* Choose"):
+        list(run_in(begin("one", crops_per_slide=1, **how)))
+    with pytest.raises(NotEnoughDataError, match="All places are of one"):
+        list(run_in(begin("slide", exclude_same_patient=True, **how)))
+
+
+@pytest.fixture
+def breakhis(tmp_path):
+    """A tree in BreakHis's layout: four patients with two sets of four each."""
+    random = np.random.default_rng(0)
+    for case in range(4):
+        folder = tmp_path / "BreaKHis_v1" / f"SOB_B_F_14-{case}A"
+        folder.mkdir(parents=True)
+        for magnification in (40, 100, 200, 400):
+            for number in (1, 2):
+                pixels = random.integers(0, 256, (46, 70, 3), np.uint8)
+                name = f"SOB_B_F-14-{case}A-{magnification}-{number:03}.png"
+                Image.fromarray(pixels).save(folder / name)
+    return tmp_path / "BreaKHis_v1"
+
+
+def test_pairs_of_breakhis_are_trained_and_resumed_exactly(begin, breakhis):
+    how = {"method": "mpcs", "slides": (str(breakhis),), "projector_dims": (16, 8)}
+    how |= {"batch_size": 3, "held_out": 0.25, "exclude_same_patient": True}
+    whole, broken = begin("whole", **how), begin("broken", **how)
+    said = list(run_in(whole))
+    asking(broken, at=at_step(5))
+    broken.reopen()
+    list(run_in(broken))
+    assert losses(broken) == losses(whole)
+    notes = [event.text for event in said if isinstance(event, Note)]
+    assert notes[0].startswith("8 sets of all four magnifications")
+    (started,) = [event for event in said if isinstance(event, Started)]
+    assert (started.crops, started.held_out_crops) == (6, 2)
+    assert started.mpp == pytest.approx(0.2 * 460 / 32)
+
+
+def test_breakhis_is_refused_in_words(begin, breakhis, tissue_slide):
+    how = {"method": "mpcs", "projector_dims": (16, 8)}
+    both = begin("both", slides=(str(breakhis), str(tissue_slide)), **how)
+    with pytest.raises(DataSetError, match="Train on this folder alone"):
+        list(run_in(both))
+    (one, *_) = sorted(breakhis.rglob("*-40-001.png"))
+    one.write_bytes(b"damaged")
+    how["slides"] = (str(breakhis),)
+    with pytest.raises(DataSetError, match=f"1 of 32 .*{one.name}"):
+        list(run_in(begin("damaged", **how)))
+    skipped = begin("skipped", skip_unreadable=True, **how)
+    said = [e.text for e in run_in(skipped) if isinstance(e, Note)]
+    assert one.name in said[0]
+    assert said[1].startswith("7 sets of all four magnifications, 1 of two or three")
+    for path in breakhis.rglob("*-200-*.png"):
+        path.unlink()
+    with pytest.raises(NotEnoughDataError, match=r"has 0 sets .* strategy ordered"):
+        list(run_in(begin("three", skip_unreadable=True, **how)))
+    how |= {"partial_sets": True, "pair_strategy": "fixed"}
+    with pytest.raises(NotEnoughDataError, match=r"strategy fixed.*partial_sets"):
+        list(run_in(begin("fixed", skip_unreadable=True, **how)))
 
 
 def test_without_distillation_the_run_is_that_of_a_masked_autoencoder(begin):

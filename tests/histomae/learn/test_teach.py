@@ -22,7 +22,9 @@ from histomae.slides.slide import Slide
 
 RED, GREEN = (200, 30, 30), (30, 160, 60)
 #: Stands in for an encoder: nothing here looks at a picture.
-ENCODER = SimpleNamespace(encoder_id="e" * 16, spec=TileSpec(50, 1.0))
+ENCODER = SimpleNamespace(
+    encoder_id="e" * 16, spec=TileSpec(50, 1.0), poolings=("class_token", "mean")
+)
 
 
 def box(col, row, class_name, color=None, *, cols=2, rows=2):

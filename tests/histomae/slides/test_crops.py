@@ -98,6 +98,29 @@ def test_crops_keep_to_the_rules(slide, mpp):
     np.testing.assert_array_equal(corners, np.rint(corners))
 
 
+def test_the_middle_holds_as_much_tissue_where_it_is_seen_too(slide):
+    """Places seen at 1, 2 and 3 µm/px, on tissue like a chess board."""
+    wide, high = slide.dimensions
+    y, x = np.mgrid[: high // 8, : wide // 8] // 20
+    board = TissueMask((x + y) % 2 == 0, (8.0, 8.0), 64.0)
+    spec = replace(SPEC, mpp=3.0, views_mpp=(2.0, 1.0), min_tissue=0.45)
+
+    def least(corners):
+        """Return the least share of tissue at each pixel size."""
+        assert len(corners) > 5
+        shares = []
+        for side in (336, 224, 112):
+            first = corners + (336 - side) / 2
+            shares.append(board.fraction(np.hstack([first, first + side])).min())
+        return shares
+
+    assert min(least(sample_crops(slide, board, spec))) >= 0.45
+    coarse, _, fine = least(sample_crops(slide, board, replace(spec, views_mpp=())))
+    assert fine < 0.2 < 0.45 <= coarse
+    with pytest.raises(UpsamplingError):
+        result_of(build_manifest([slide], replace(spec, views_mpp=(0.2,))))
+
+
 def test_iou_matches_a_plain_count():
     random = np.random.default_rng(0)
     others = random.uniform(-30, 30, (50, 2))
@@ -326,7 +349,7 @@ def test_crops_of_a_slide_depend_on_no_other_slide(slides):
 
 
 def test_crops_are_cut_again_from_a_saved_manifest(slides, tmp_path):
-    manifest = result_of(build_manifest(slides, COHORT))
+    manifest = result_of(build_manifest(slides, replace(COHORT, views_mpp=(2.0,))))
     path = tmp_path / "run" / "crops.parquet"
     manifest.save(path)
     again = CropManifest.load(path)

@@ -138,7 +138,8 @@ def describe_weights(path: Path) -> list[str]:
     decoder = header.decoder
     return [
         f"{path.name}: encoder {checkpoint.encoder_id}, {header.architecture}",
-        f"  {header.method}, {header.step} steps, mask ratio {header.mask_ratio:g}, "
+        f"  {header.method}, {header.step} steps, "
+        + (f"mask ratio {header.mask_ratio:g}, " if header.mask_ratio else "")
         + (f"decoder {decoder.dim} × {decoder.depth}" if decoder else "no decoder"),
         f"  tiles of {header.tile_px} px at {header.mpp:.4g} µm/px"
         + (" (a pixel size was entered by hand)" if header.mpp_given else ""),

@@ -26,6 +26,7 @@ from histomae.models.checkpoint import autoencoder_from, load_checkpoint
 from histomae.models.mae import MaskedAutoencoder
 from histomae.models.patches import normalised_target, patchify
 from histomae.models.restore import neighbour_average
+from histomae.models.vit import EncoderSpec
 from histomae.slides.crops import CropManifest
 from histomae.slides.slide import Slide
 
@@ -150,7 +151,7 @@ def judge(
     header = checkpoint.header
     trained = autoencoder_from(checkpoint)
     untrained = MaskedAutoencoder(
-        header.encoder,
+        trained.encoder_spec,
         decoder_dim=trained.decoder_spec.dim,
         decoder_depth=trained.decoder_spec.depth,
         decoder_heads=trained.decoder_spec.heads,
@@ -190,10 +191,15 @@ def _batch_errors(
     )
 
 
+def _patch_size(header: CheckpointHeader) -> int:
+    assert isinstance(header.encoder, EncoderSpec)  # as everything with a decoder
+    return header.encoder.patch_size
+
+
 def _loss_of_zero(crops: Pixels, masks: Bools, header: CheckpointHeader) -> float:
     """Return the loss of predicting zero everywhere."""
     images = normalised(crops, header.mean, header.std, torch.device("cpu"))
-    target = patchify(images, header.encoder.patch_size)
+    target = patchify(images, _patch_size(header))
     if header.norm_pix:
         target = normalised_target(target)
     return float(target.square().mean(-1)[_flat(masks)].mean())
@@ -207,7 +213,7 @@ def _fill_errors(
     That of the visible ones among the eight around it, and that interpolated from all
     visible ones, which also serves where none of the eight is visible.
     """
-    patch_size, hidden = header.encoder.patch_size, _flat(masks)
+    patch_size, hidden = _patch_size(header), _flat(masks)
     images = torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255
     colours = patchify(images, patch_size).unflatten(-1, (patch_size**2, -1))
     mean = colours.mean(2)

@@ -19,7 +19,7 @@ from histomae.evaluate.compare import TransferScore, score_on
 from histomae.infer.encoder import TileEncoder
 from histomae.infer.tiles import map_tiles
 from histomae.models.checkpoint import Checkpoint
-from histomae.models.vit import build_encoder
+from histomae.models.encoders import build
 from histomae.slides.annotations import label_cells
 from histomae.slides.grid import TileGrid
 
@@ -40,7 +40,7 @@ def untrained_like(encoder: TileEncoder, *, seed: int = 0) -> TileEncoder:
     """Return an encoder of the same shape with its initial weights, on its device."""
     header = replace(encoder.header, decoder=None, step=0)
     generator = torch.Generator().manual_seed(seed)
-    fresh = build_encoder(header.encoder, generator=generator)
+    fresh = build(header.encoder, generator=generator)
     return TileEncoder(Checkpoint(header, fresh.state_dict()), encoder.device)
 
 
@@ -50,7 +50,7 @@ def what_pretraining_brought(
     encoder: TileEncoder,
     class_names: Sequence[str],
     *,
-    pooling: str = "class_token",
+    pooling: str | None = None,
     seed: int = 0,
 ) -> Generator[Event, None, dict[str, TransferScore]]:
     """Score the three kinds of features on slides that no probe saw.

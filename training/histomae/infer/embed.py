@@ -48,10 +48,12 @@ def embed_tiles(
     grid: TileGrid,
     cells: np.ndarray[Any, Any],
     *,
-    pooling: str = "class_token",
+    pooling: str | None = None,
     batch_size: int = 32,
 ) -> Generator[Event, None, Embeddings]:
     """Embed the tiles at ``cells`` (M, 2) of (row, column).
+
+    ``pooling``: one of the encoder's; None: its first.
 
     Raises
     ------
@@ -60,6 +62,7 @@ def embed_tiles(
     SlideError
         If the slide cannot be read.
     """
+    pooling = pooling or encoder.poolings[0]
     values = yield from map_tiles(
         slide,
         grid,

@@ -14,14 +14,14 @@ from histomae.infer.encoder import (
     POOLINGS,
     TileEncoder,
     check_pooling,
+    choose_attention,
     computing_in,
     pick_device,
     pick_precision,
-    pool,
-    unfuse_attention,
 )
 from histomae.infer.reconstruct import normalised
 from histomae.models.checkpoint import HEADER_KEY
+from histomae.models.encoders import pool
 from histomae.models.foreign import foreign_encoder
 from histomae.models.initial import TIMM
 from histomae.models.tensor_files import is_tensor_file, open_tensor_file
@@ -93,8 +93,7 @@ class ForeignTileEncoder:
         self._model: Any = foreign.model.to(device)
         has_tokens = getattr(self._model, "num_prefix_tokens", 0) > 0
         self.poolings = (OWN, *POOLINGS) if has_tokens else (OWN,)
-        if precision == "bf16":
-            unfuse_attention(self._model, device)
+        choose_attention(self._model, device, by_steps=precision == "bf16")
 
     @torch.inference_mode()
     def embed(self, tiles: Pixels, *, pooling: str = OWN) -> Floats:

@@ -26,6 +26,8 @@ from histomae.models.checkpoint import (
     encoder_from,
     load_checkpoint,
 )
+from histomae.models.cnn import CnnSpec, strength
+from histomae.models.encoders import pool, poolings_of, tokens_of
 from histomae.slides.grid import TileSpec
 
 if TYPE_CHECKING:
@@ -95,22 +97,15 @@ def computing_in(precision: str, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-def unfuse_attention(encoder: Any, device: torch.device) -> None:
-    """Have timm's attention computed step by step where that is faster.
+def choose_attention(model: Any, device: torch.device, *, by_steps: bool) -> None:
+    """Have timm's attention computed step by step, or by the one fused kernel.
 
-    On a processor the fused one takes half as long again in bf16; a ViT-S gains 7 %.
+    On a processor the fused kernel takes half as long again in bf16 (a ViT-S gains 7 %
+    by steps), and less time in f32. Elsewhere it is always used.
     """
-    if device.type == "cpu":
-        for module in encoder.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
-
-
-def pool(tokens: torch.Tensor, pooling: str, num_prefix_tokens: int) -> torch.Tensor:
-    """Turn tokens (N, T, D) into vectors (N, D): ``class_token``, or the ``mean``."""
-    if pooling == "class_token":
-        return tokens[:, 0]
-    return tokens[:, num_prefix_tokens:].float().mean(1)
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = not (by_steps and device.type == "cpu")
 
 
 def check_pooling(encoder: Embedder, pooling: str) -> None:
@@ -130,8 +125,6 @@ class TileEncoder:
     :meth:`embed`, f32 or bf16.
     """
 
-    poolings = POOLINGS
-
     def __init__(
         self, checkpoint: Checkpoint, device: torch.device, *, precision: str = "f32"
     ) -> None:
@@ -146,8 +139,7 @@ class TileEncoder:
             self._encoder = self._autoencoder.encoder
         else:
             self._encoder = encoder_from(checkpoint).to(device)
-        if precision == "bf16":
-            unfuse_attention(self._encoder, device)
+        choose_attention(self._encoder, device, by_steps=precision == "bf16")
 
     @classmethod
     def load(
@@ -171,6 +163,11 @@ class TileEncoder:
         """What it is, for people."""
         header = self.header
         return f"{header.method} {header.architecture} step {header.step}"
+
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """How a tile may become one vector; the first unless asked otherwise."""
+        return poolings_of(self.header.encoder)
 
     @property
     def width(self) -> int:
@@ -203,15 +200,17 @@ class TileEncoder:
         return self._autoencoder is not None
 
     @torch.inference_mode()
-    def embed(self, tiles: Pixels, *, pooling: str = "class_token") -> Floats:
+    def embed(self, tiles: Pixels, *, pooling: str | None = None) -> Floats:
         """Return one vector per tile, float32 (N, D), after the final norm.
 
-        ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens.
+        ``pooling``: the ``class_token``, or the ``mean`` of the patch tokens; None: the
+        first of ``poolings``. Convolutions have only the mean, over their places.
         """
+        pooling = pooling or self.poolings[0]
         check_pooling(self, pooling)
         with computing_in(self.precision, self.device):
-            tokens = self._encoder.forward_features(self._images(tiles))
-        pooled = pool(tokens, pooling, self._encoder.num_prefix_tokens)
+            tokens = tokens_of(self._encoder, self._images(tiles))
+        pooled = pool(tokens, pooling, getattr(self._encoder, "num_prefix_tokens", 0))
         return pooled.float().cpu().numpy()
 
     @torch.inference_mode()
@@ -232,8 +231,16 @@ class TileEncoder:
         ------
         ConfigError
             If there is no such block or head.
+
+        Notes
+        -----
+        Convolutions have no attention: of them it is how strongly they answer at each
+        place, the length of its vector.
         """
         self._check_attention(block, head)
+        if isinstance(self.header.encoder, CnnSpec):
+            tokens = tokens_of(self._encoder, self._images(tiles))
+            return strength(tokens, self.grid_size).cpu().numpy()
         # One block at a time: those of a batch together would fill the memory.
         blocks = islice(
             iter_attention(self._encoder, self._images(tiles)),
@@ -282,7 +289,8 @@ class TileEncoder:
         if self._autoencoder is None:
             raise CheckpointError(
                 "This model is an encoder without its decoder, so it cannot "
-                "reconstruct. Choose the run's checkpoints/last.safetensors."
+                "reconstruct. Choose checkpoints/last.safetensors of a run of a masked "
+                "autoencoder (mae, sd-mae)."
             )
         return reconstruct_tiles(
             self._autoencoder,

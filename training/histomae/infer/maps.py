@@ -173,7 +173,11 @@ def overview(
     by_patch = (-1, *encoder.grid_size)
     return Overview(
         Embeddings(
-            embedded, np.asarray(cells), grid, encoder.encoder_id, "class_token"
+            embedded,
+            np.asarray(cells),
+            grid,
+            encoder.encoder_id,
+            encoder.poolings[0],
         ),
         Heatmap.from_patches(grid, cells, attention.reshape(by_patch)),
         None

@@ -3,7 +3,7 @@
 Which part of a crop is taken, how it is turned, and which patches are hidden depend on
 the run's seed, the epoch and the number of the crop in the manifest, and on nothing
 else: not on reading threads, on micro-batches, or on how often the run was resumed.
-Colour is left alone.
+Colour is left alone, but where a method asks for other colours.
 
 Frames. A *box* is in shares of the crop, x before y, measured at pixel edges. An
 *affine* maps places of the view to places of the crop, both from −1 to 1 edge to edge,
@@ -37,6 +37,10 @@ TURNS = ([[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 
 SYMMETRIES: Doubles = np.array(
     [*TURNS, *(np.diag([-1, 1]) @ np.array(turn) for turn in TURNS)], np.float64
 )
+#: How much of red, green and blue is in a grey (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
+#: The product with the axis of greys, (1, 1, 1), as a matrix.
+CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))
 #: Regions whose crops are shuffled together: a shuffle buffer, in reading order.
 MIXED_REGIONS = 64
 #: Numbers that one view is made of.
@@ -52,6 +56,8 @@ class Stream(IntEnum):
     HELD_OUT_MASK = 3
     PART_OF_BAG = 4
     ANCHORS = 5
+    PAIR = 6
+    CHANGE = 7
 
 
 def uniforms(
@@ -156,6 +162,8 @@ def views(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    colour: Tensor | None = None,
+    padding: str = "border",
 ) -> Tensor:
     """Turn crops into normalised views on the device they are on.
 
@@ -170,6 +178,10 @@ def views(
         float32 (N, 2, 3), on the same device; None: the crop as it is.
     mean, std
         Of each channel, on pixels from 0 to 1.
+    colour
+        float32 (N, 4), see :func:`recoloured`; None: as it is.
+    padding
+        What lies outside a crop: its ``border``, or its ``reflection``.
 
     Returns
     -------
@@ -183,11 +195,45 @@ def views(
             images,
             _grid(affine, (images.shape[2], images.shape[3])),
             mode="bilinear",
-            padding_mode="border",
+            padding_mode=padding,
             align_corners=False,
         ).round_()
+    if colour is not None:
+        images = recoloured(images, colour)
     shift, scale = _levels(tuple(mean), tuple(std), images.device)
     return images.sub_(shift).mul_(scale)
+
+
+def recoloured(images: Tensor, colour: Tensor) -> Tensor:
+    """Change the colours of pictures.
+
+    Parameters
+    ----------
+    images
+        float32 (N, 3, H, W), red, green, blue from 0 to 255.
+    colour
+        float32 (N, 4). Factors of brightness, of contrast about the picture's mean
+        grey, and of saturation; then the turn of the hue about the axis of greys, in
+        full turns. (1, 1, 1, 0) changes nothing.
+
+    Returns
+    -------
+    float32 (N, 3, H, W), from 0 to 255.
+    """
+    luma = torch.tensor(LUMA, device=images.device)
+    brightness, contrast, saturation, hue = (
+        numbers.view(-1, 1, 1, 1) for numbers in colour.unbind(1)
+    )
+    images = images * brightness
+    grey = torch.einsum("nchw,c->nhw", images, luma).mean((1, 2)).view(-1, 1, 1, 1)
+    images = (images - grey) * contrast + grey
+    eye, cross = torch.eye(3, device=images.device), torch.tensor(CROSS).to(images)
+    turn = (2 * torch.pi * hue).view(-1, 1, 1)
+    along = (1 - turn.cos()) / 3  # what is grey stays
+    turned = turn.cos() * eye + along + turn.sin() / 3**0.5 * cross
+    share = saturation.view(-1, 1, 1)
+    faded = share * eye + (1 - share) * luma.expand(3, 3)
+    return torch.einsum("nij,njhw->nihw", turned @ faded, images).clamp_(0, 255)
 
 
 def _grid(affine: Tensor, size: tuple[int, int]) -> Tensor:

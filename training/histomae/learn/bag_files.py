@@ -165,6 +165,8 @@ def slide_bags(
         region=np.arange(len(entries)),
         mpp=pile.spec.mpp,
         mpp_given=False,
+        patient=np.unique([entry.slide for entry in entries], return_inverse=True)[1],
+        present=np.ones((len(entries), 1), bool),
         spec=pile.spec,
         seen=_seen(config, run, entries, anew=anew),
         mean=mean,

@@ -6,7 +6,6 @@ on with it, whatever the machine does meanwhile.
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import fields, replace
 from functools import partial
@@ -95,7 +94,7 @@ def decided(
     if config.precision == "auto" or config.micro_batch is None:
         indices = np.flatnonzero(~examples.held_out)[:TIMED_CROPS]
         pictures = yield from awaited(examples.source.stream([indices]))
-        timed = partial(_seconds, copy.deepcopy(model), method, pictures, indices)
+        timed = partial(_seconds, model, method, pictures, indices)
         if config.precision == "auto":
             took = {}
             for precision in ("f32", "bf16"):
@@ -132,17 +131,27 @@ def _seconds(
     indices: Indices,
     setting: Setting,
 ) -> Generator[Event, None, float]:
-    """Return how long crops take there and back, the least of several times."""
+    """Return how long crops take there and back, the least of several times.
+
+    Weights are not changed by it, and what else the model keeps is put back.
+    """
     device = next(model.parameters()).device
     learner = Learner(model, method, setting)
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     took = []
     for _ in range(1 + TIMED_RUNS):  # the first one warms up
         begin = time.perf_counter()
         batch = Batch(on_device(pictures, model), indices, epoch=0)
         with memory_in_words():
-            learner(method.inputs(batch, setting))[""].backward()
+            inputs = method.inputs(batch, setting)
+            found = learner(inputs, encode=method.encode is not None)[""]
+            found.sum().backward()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - begin)
         yield Heartbeat()
+    model.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in kept:
+            buffer.copy_(before)
     return min(took)

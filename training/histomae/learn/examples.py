@@ -1,17 +1,31 @@
 """What a method trains on: pictures by number, and which of them are held out.
 
-A method names the function that makes its examples (:attr:`Method.examples`); this is
-the one for crops of slides.
+A method names the function that makes its examples (:attr:`Method.examples`); here are
+those for crops of slides, and for places at several magnifications, which are read from
+slides or come from the BreakHis data set.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from histomae.errors import ConfigError, RunError
+import numpy as np
+
+from histomae.data.breakhis import (
+    HEIGHT_PX,
+    MPP,
+    PictureSets,
+    is_breakhis,
+    picture_sets,
+    read_breakhis,
+)
+from histomae.data.pictures import readable
+from histomae.errors import ConfigError, DataSetError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note
-from histomae.learn.crops import CropReader
+from histomae.learn.crops import CropReader, PictureSetReader
+from histomae.learn.pairs import possible_pairs
 from histomae.slides.crops import CropManifest, CropSpec, build_manifest
 from histomae.slides.find import find_slides
 from histomae.slides.slide import Slide, default_mpp
@@ -19,15 +33,17 @@ from histomae.slides.slide import Slide, default_mpp
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
     from contextlib import ExitStack
-    from pathlib import Path
-
-    import numpy as np
 
     from histomae.config import PretrainConfig
     from histomae.learn.crops import Source
     from histomae.learn.runs import RunFolder
 
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
 GB = 10**9
+#: Of the pictures at 100x: of the four the one that slides have too.
+BREAKHIS_MPP = MPP[100]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +54,19 @@ class Examples:
     (n,) numbers from 0 who are neighbours, and are best read at about the same time.
     ``mpp`` is in µm/px, None where feature files do not say it; ``mpp_given``: a person
     supplied that of one slide at least.
+
+    ``patient`` int64 (n,) numbers from 0 what is of one patient, or of one slide where
+    no more is known. ``present`` bool (n, M) marks which of M magnifications there are
+    of each example, from the coarsest.
     """
 
     source: Source
-    held_out: np.ndarray[Any, np.dtype[np.bool_]]
-    region: np.ndarray[Any, np.dtype[np.int64]]
+    held_out: Bools
+    region: Indices
     mpp: float | None
     mpp_given: bool
+    patient: Indices
+    present: Bools
 
 
 def slide_crops(
@@ -72,6 +94,132 @@ def slide_crops(
     SlideError, MissingMppError, UpsamplingError, NotEnoughDataError
         If the slides do not serve.
     """
+    return (yield from _from_slides(config, run, stack, anew=anew, factors=(1.0,)))
+
+
+def places(
+    config: PretrainConfig, run: RunFolder, stack: ExitStack, *, anew: bool
+) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
+    """Make ready places that are seen at several magnifications.
+
+    From slides, at ``view_factors``: all pictures of a place are as many pixels wide
+    and have one centre, read from the slide's own pyramid; they need no registration.
+    The coarsest is what is drawn, so that no picture leaves the slide and none held out
+    touches one trained on. Or from a folder of BreakHis, its four magnifications.
+
+    As :func:`slide_crops`, and raises
+
+    NotEnoughDataError
+        If there are fewer than two places to train on, or they have no pair.
+    DataSetError
+        If a picture cannot be read, or slides and BreakHis are mixed.
+    """
+    trees = [path for path in map(Path, config.slides) if is_breakhis(path)]
+    if not trees:
+        factors = tuple(sorted(config.view_factors, reverse=True))
+        made = _from_slides(config, run, stack, anew=anew, factors=factors)
+    elif len(config.slides) == 1:
+        made = _from_breakhis(trees[0], config, run, stack, anew=anew)
+    else:
+        raise DataSetError(
+            f"{trees[0]} holds BreakHis pictures, and other slides are named too. "
+            "Train on this folder alone, or on slides alone."
+        )
+    config, examples = yield from made
+    return config, _comparable(examples, config)
+
+
+def _from_breakhis(
+    root: Path,
+    config: PretrainConfig,
+    run: RunFolder,
+    stack: ExitStack,
+    *,
+    anew: bool,
+) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
+    """Put the pictures of a tree into sets, or read those of the run."""
+    if anew:
+        sets = yield from _sets_of(root, config)
+        sets.save(run.crops_file, root)
+    else:
+        sets = PictureSets.load(run.crops_file, root)
+    reader = PictureSetReader(
+        sets,
+        config.tile_px,
+        memory_bytes=int(config.cache_gb * GB),
+        readers=config.readers,
+    )
+    stack.enter_context(reader)
+    mpp = config.mpp or BREAKHIS_MPP * HEIGHT_PX / config.tile_px
+    patient = sets.patient
+    return replace(config, mpp=mpp), Examples(
+        source=reader,
+        held_out=sets.held_out,
+        region=np.arange(len(sets)),
+        mpp=mpp,
+        mpp_given=False,
+        patient=patient,
+        present=sets.present,
+    )
+
+
+def _sets_of(root: Path, config: PretrainConfig) -> Generator[Event, None, PictureSets]:
+    """Return the sets that have a pair, of pictures that can be read."""
+    tree = read_breakhis(root)
+    yield from map(Note, tree.notes)
+    paths = [picture.path for picture in tree.pictures]
+    good = yield from readable(paths, skip_unreadable=config.skip_unreadable)
+    sets, note = picture_sets(
+        (picture for picture in tree.pictures if picture.path in good),
+        partial=config.partial_sets,
+        held_out=config.held_out,
+        seed=config.seed,
+    )
+    yield Note(note)
+    paired = np.asarray(possible_pairs(config.pair_strategy, sets.present).any(1))
+    if paired.sum() < 2:
+        raise NotEnoughDataError(
+            f"{root.name} has {note} Fewer than two have a pair for the strategy "
+            f"{config.pair_strategy}, and each is told from the others. Choose more of "
+            "BreakHis, partial_sets, or another pair_strategy."
+        )
+    if not paired.all():
+        missing = f"{(~paired).sum()} sets"
+        yield Note(f"{missing} have no pair for {config.pair_strategy}: left out.")
+    return sets.of(paired)
+
+
+def _comparable(examples: Examples, config: PretrainConfig) -> Examples:
+    """Refuse examples of which none has another one to be told from.
+
+    A single one held out is trained on: there is nothing to judge it by.
+    """
+    patients = examples.patient[~examples.held_out]
+    if len(patients) < 2:
+        raise NotEnoughDataError(
+            f"{config.method} tells each place from the others, and there are fewer "
+            "than two to train on. Choose slides with more tissue, or hold fewer "
+            "places out."
+        )
+    if config.exclude_same_patient and len(np.unique(patients)) < 2:
+        raise NotEnoughDataError(
+            "All places are of one patient or slide, which exclude_same_patient does "
+            "not tell apart. Choose slides of several, or leave it out."
+        )
+    if examples.held_out.sum() == 1:
+        return replace(examples, held_out=np.zeros_like(examples.held_out))
+    return examples
+
+
+def _from_slides(
+    config: PretrainConfig,
+    run: RunFolder,
+    stack: ExitStack,
+    *,
+    anew: bool,
+    factors: tuple[float, ...],
+) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
+    """Open the slides and draw crops, or read them; ``factors`` fall, times the mpp."""
     paths = find_slides(config.slides)
     if not paths:
         raise ConfigError("slides", "none is named. Choose slides or a folder.")
@@ -82,7 +230,11 @@ def slide_crops(
     mpp = default_mpp(slides) if config.mpp is None else config.mpp
     config = replace(config, mpp=mpp)
     if anew:
-        manifest = yield from build_manifest(slides, crop_spec(config, mpp))
+        spec = replace(
+            crop_spec(config, factors[0] * mpp),
+            views_mpp=tuple(factor * mpp for factor in factors[1:]),
+        )
+        manifest = yield from build_manifest(slides, spec)
         manifest.save(run.crops_file)
     else:
         manifest = CropManifest.load(run.crops_file)
@@ -101,7 +253,9 @@ def slide_crops(
         source=reader,
         held_out=manifest.held_out,
         region=manifest.region,
-        mpp=manifest.mpp,
+        mpp=factors[-1] * mpp,
+        patient=manifest.slide_index,
+        present=np.ones((len(manifest), len(factors)), bool),
         mpp_given=any(slide.mpp_source != "file" for slide in manifest.slides),
     )
 

@@ -1,9 +1,14 @@
-"""The one training loop. It knows of a method what :class:`Method` says, and no more.
+"""The one training loop. It knows of a method what :class:`Task` says, and no more.
 
 A step is: its crops in micro-batches, the gradients of each weighted by its share of
 the batch, one look at whether all numbers are finite, one update. Between micro-batches
 the loop yields, so that whoever drives it can stop it there. Of several processes each
 takes its part of every batch (:mod:`histomae.learn.processes`).
+
+A loss that does not split over the batch is of what the model makes of each crop. That
+is computed in micro-batches too, twice: first without gradients, to know how the loss
+depends on it, then with, to carry that on into the weights (gradient caching, Gao et
+al. 2021). The gradients are those of the whole batch at once.
 """
 
 from __future__ import annotations
@@ -19,11 +24,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from timm.optim import Lars
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from histomae.config import CONVOLUTIONS
 from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note, Step
+from histomae.infer.encoder import choose_attention
 from histomae.learn.augment import epoch_order
 from histomae.learn.methods import Batch
 from histomae.learn.processes import part_of, summed
@@ -49,8 +57,19 @@ BETAS = (0.9, 0.95)
 FUSED_ON = ("cpu", "cuda")
 #: Speed is the median over this many steps, so that a pause does not count.
 TIMED_STEPS = 20
+#: Of at most so many tokens attention there and back is faster by steps in f32 too.
+FEW_TOKENS = 256
 #: How torch says on a CPU that memory ran out.
 NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+#: Said where the micro-batch cannot be made smaller.
+WHOLE_BATCH = (
+    "Memory ran out, and this method needs the whole batch at once. Choose a smaller "
+    "batch_size (which changes what is learned) or a smaller encoder, and close other "
+    "programs."
+)
+#: LARS as MPCS has it: momentum, trust in the gradient, and how much slower biases and
+#: norms learn, which trust does not slow down.
+LARS_MOMENTUM, LARS_TRUST, LARS_BIASES = 0.9, 0.001, 0.0048 / 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +130,13 @@ def split(indices: Indices, micro_batch: int) -> list[Indices]:
     ]
 
 
-def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: PretrainConfig) -> torch.optim.Optimizer:
     """Make the optimizer of a model; the loop sets its learning rate at each step."""
     device = next(model.parameters()).device
+    if config.optimizer == "lars":
+        matrices, rest = parameter_groups(model, config.weight_decay)
+        groups = [matrices, {**rest, "lr_scale": LARS_BIASES}]
+        return Lars(groups, lr=0.0, momentum=LARS_MOMENTUM, trust_coeff=LARS_TRUST)
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
         lr=0.0,
@@ -133,15 +156,26 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         self._method, self._setting = method, setting
+        config = setting.config
+        tokens = (config.tile_px // config.patch_size) ** 2
+        choose_attention(
+            model,
+            next(model.parameters()).device,
+            by_steps=config.precision == "bf16" or tokens <= FEW_TOKENS,
+        )
 
-    def forward(self, inputs: Inputs) -> dict[str, Tensor]:
+    def forward(self, inputs: Inputs, *, encode: bool = False) -> dict[str, Tensor]:
         """Return the means over a micro-batch: the loss under "", what is logged, ().
 
-        Those of any shape that are for :attr:`Task.after_step` begin with a dot.
+        Those of any shape that are for :attr:`Task.after_step` begin with a dot. With
+        ``encode``, return only what :attr:`Task.encode` does, under "".
         """
         device = next(self.model.parameters()).device
         half = self._setting.config.precision == "bf16"
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            if encode:
+                assert self._method.encode is not None
+                return {"": self._method.encode(self.model, inputs, self._setting)}
             objective = self._method.loss(self.model, inputs, self._setting)
         means = {f".{name}": value for name, value in objective.means.items()}
         return {"": objective.loss, **objective.logged, **means}
@@ -163,15 +197,14 @@ def fit(
     Yields a ``Step`` after each update and a ``Heartbeat`` after each micro-batch, or
     while reading is slow. It may be closed at any of them: the model is then as the
     last ``Step`` left it. When memory runs out, the step is made again with micro-
-    batches of half the size, if the method's loss splits over the batch; a ``Note``
-    says so.
+    batches of half the size; a ``Note`` says so.
 
     Raises
     ------
     RunError
         If a loss or gradient is not finite (before the update is made).
     MemoryRanOutError
-        If the smallest micro-batch does not fit into memory.
+        If the smallest micro-batch does not fit into memory, or there may be none.
     SlideError
         If no slide can be read.
     """
@@ -187,6 +220,7 @@ def fit(
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     learner = _shared(model, method, setting, fabric)
     parts = partial(_micro_batches, plan, fabric)
+    gradients = _accumulate if method.encode is None else _accumulate_cached
     pictures = source.stream(parts(start_step, micro_batch))
     model.train()
     took: deque[float] = deque(maxlen=TIMED_STEPS)
@@ -195,11 +229,11 @@ def fit(
         begin = time.perf_counter()
         lr = schedule(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         while True:
             optimizer.zero_grad(set_to_none=True)
             try:
-                totals = yield from _accumulate(
+                totals = yield from gradients(
                     learner,
                     pictures,
                     method,
@@ -209,9 +243,10 @@ def fit(
                     micro_batch,
                 )
                 break
-            except MemoryRanOutError:
-                alone = method.splits_over_batch and fabric.world_size == 1
-                if micro_batch == 1 or not alone:
+            except MemoryRanOutError as error:
+                if not in_parts(method, config):
+                    raise MemoryRanOutError(WHOLE_BATCH) from error
+                if micro_batch == 1 or fabric.world_size > 1:
                     raise
             micro_batch //= 2
             pictures = source.stream(parts(step, micro_batch))
@@ -259,7 +294,7 @@ def _shared(
     learner: Any = Learner(model, method, setting)
     if setting.config.compile:
         learner = torch.compile(learner)
-    if fabric.world_size == 1:
+    if fabric.world_size == 1 or method.encode is not None:
         return learner  # type: ignore[no-any-return]
     return fabric.setup_module(learner, move_to_device=False)
 
@@ -280,16 +315,25 @@ def held_out_loss(
     chunks = split(part_of(indices, fabric), micro_batch_of(method, setting.config))
     pictures = source.stream(chunks)
     learner = Learner(model, method, setting)
-    total = 0.0
+    encode = method.encode is not None
+    total, encoded = 0.0, []
     learner.eval()
     try:
         for chunk in chunks:
             ready = yield from awaited(pictures)
             with torch.inference_mode(), memory_in_words():
                 batch = Batch(on_device(ready, model), chunk, epoch=0, training=False)
-                loss = learner(method.inputs(batch, setting))[""]
-                total += loss.item() * len(chunk) / len(indices)
+                found = learner(method.inputs(batch, setting), encode=encode)[""]
+            if encode:
+                encoded.append(found)
+            else:
+                total += found.item() * len(chunk) / len(indices)
             yield Heartbeat()
+        if encode:
+            with torch.inference_mode(), memory_in_words():
+                whole = _of_all(torch.cat(encoded), indices, fabric)
+                total = learner(_of_batch(whole, indices))[""].item()
+            total /= fabric.world_size
     finally:
         learner.train()
     return summed(torch.tensor(total, device=fabric.device), fabric).item()
@@ -297,9 +341,16 @@ def held_out_loss(
 
 def micro_batch_of(method: Task, config: PretrainConfig) -> int:
     """Return how many crops go through the model at once."""
-    if config.micro_batch is None or not method.splits_over_batch:
+    if config.micro_batch is None or not in_parts(method, config):
         return config.batch_size
     return config.micro_batch
+
+
+def in_parts(method: Task, config: PretrainConfig) -> bool:
+    """Whether crops may go through the model a few at a time."""
+    if method.encode is None:
+        return method.splits_over_batch
+    return config.encoder not in CONVOLUTIONS  # whose batch norm sees the batch
 
 
 def _micro_batches(
@@ -340,6 +391,75 @@ def _accumulate(
             totals[name] = totals[name] + part if name in totals else part
         yield Heartbeat()
     return totals
+
+
+def _accumulate_cached(
+    learner: nn.Module,
+    pictures: Iterator[Any],
+    method: Task,
+    setting: Setting,
+    fabric: Fabric,
+    batch: tuple[int, Indices],
+    micro_batch: int,
+) -> Generator[Event, None, dict[str, Tensor]]:
+    """Do what :func:`_accumulate` does, of a loss that does not split over the batch.
+
+    Of several processes each encodes its part, and all compute the loss of the whole.
+    """
+    epoch, indices = batch
+    chunks = split(part_of(indices, fabric), micro_batch)
+    at_once = len(chunks) == 1  # then once is enough
+
+    def encoded(ready: Any, chunk: Indices) -> Tensor:
+        pictures = Batch(on_device(ready, learner), chunk, epoch)
+        found: Tensor = learner(method.inputs(pictures, setting), encode=True)[""]
+        return found
+
+    kept, parts = [], []
+    for chunk in chunks:
+        ready = yield from awaited(pictures)
+        kept.append(ready)
+        with memory_in_words(), torch.set_grad_enabled(at_once):
+            parts.append(encoded(ready, chunk))
+        yield Heartbeat()
+    with memory_in_words():
+        mine = torch.cat(parts).detach().requires_grad_()
+        whole = _of_all(mine, indices, fabric)
+        logged = learner(_of_batch(whole, indices))
+        # Below, what the processes found is added up: of this all found the same.
+        fabric.backward(logged[""] / fabric.world_size)
+    assert mine.grad is not None
+    towards = (mine.grad * fabric.world_size).split([len(chunk) for chunk in chunks])
+    for ready, chunk, part, toward in zip(kept, chunks, parts, towards, strict=True):
+        with memory_in_words():
+            again = part if at_once else encoded(ready, chunk)
+            torch.autograd.backward(again, toward)
+        yield Heartbeat()
+    for weight in learner.parameters():
+        if weight.grad is not None:
+            weight.grad = summed(weight.grad, fabric)
+    return {k: v.detach().float() / fabric.world_size for k, v in logged.items()}
+
+
+def _of_all(mine: Tensor, indices: Indices, fabric: Fabric) -> Tensor:
+    """Return what all processes encoded of a batch, in order; gradients to ``mine``."""
+    if fabric.world_size == 1:
+        return mine
+    parts = np.array_split(indices, fabric.world_size)
+    begin = sum(map(len, parts[: fabric.global_rank]))
+    end = begin + len(mine)
+    whole = mine.new_zeros((len(indices), *mine.shape[1:]))
+    whole[begin:end] = mine.detach()
+    whole = summed(whole, fabric)
+    return torch.cat([whole[:begin], mine, whole[end:]])
+
+
+def _of_batch(encoded: Tensor, indices: Indices) -> Inputs:
+    """Return what the loss of a whole batch is of."""
+    return {
+        "encoded": encoded,
+        "indices": torch.from_numpy(indices).to(encoded.device),
+    }
 
 
 def _gradients_kept(

@@ -6,7 +6,7 @@ loop (:mod:`histomae.learn.loop`), which knows of a method only what stands here
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,15 +16,17 @@ from histomae.infer.reconstruct import reconstruct_tiles
 from histomae.learn import pama
 from histomae.learn.augment import Stream, mask_noise, view_affines, views
 from histomae.learn.bag_files import slide_bags
-from histomae.learn.examples import slide_crops
-from histomae.models import sdmae
+from histomae.learn.examples import places, slide_crops
+from histomae.learn.pairs import changes, drawn_pairs
+from histomae.models import mpcs, sdmae
 from histomae.models.checkpoint import CheckpointHeader, load_checkpoint
+from histomae.models.encoders import spec_of
 from histomae.models.initial import init_encoder
 from histomae.models.mae import MaskedAutoencoder
+from histomae.models.mpcs import Contrastive
 from histomae.models.patches import random_mask
 from histomae.models.sdmae import SelfDistilled
 from histomae.models.slide_checkpoint import load_slide_checkpoint
-from histomae.models.vit import encoder_spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from histomae.events import Event
     from histomae.learn.examples import Examples
     from histomae.models.checkpoint import Header, Kept
+    from histomae.models.encoders import AnySpec
     from histomae.models.initial import InitialWeights
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
@@ -56,13 +59,15 @@ class Setting:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     examples: Examples | None = None
+    """What is trained on; None: nobody knows, as when a model only looks."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """A micro-batch as the loop hands it over.
 
-    ``pictures`` uint8 (N, H, W, 3), on the device; or, if that is what the source
+    ``pictures`` uint8 (N, H, W, 3), as the method's source gives them (of one that sees
+    M magnifications (N, M, H, W, 3)), on the device; or, if that is what the source
     gives, :class:`histomae.learn.bags.Bags`. ``indices`` int64 (N,), the numbers of the
     crops. ``training`` is False for crops held out: they are not augmented, and their
     randomness does not change with time.
@@ -95,12 +100,19 @@ class Task:
     """Whether the loss of a batch is the mean of its crops' own losses.
 
     Then gradients of micro-batches add up to the batch's. Contrastive losses and batch
-    norm do not split: the whole batch goes through the model at once.
+    norm do not split: the whole batch is needed at once.
     """
     inputs: Callable[[Batch, Setting], Inputs]
     """Make a loss's inputs: augmentation, normalisation, masks. In float32."""
     loss: Callable[[nn.Module, Inputs, Setting], Objective]
     """The objective of a micro-batch; runs in the run's precision."""
+    encode: Callable[[nn.Module, Inputs, Setting], Tensor] | None = None
+    """What the model makes of each crop alone, (N, ...), where the loss does not split.
+
+    Then crops go through that part of the model a few at a time, in the run's
+    precision, and :attr:`loss` is of a whole batch: of ``encoded`` (N, ...), and the
+    crops' numbers as ``indices`` (N,).
+    """
     after_step: Callable[[Any, float, Inputs], dict[str, float]] | None = None
     """Called after each update: teachers, centres.
 
@@ -126,7 +138,7 @@ def _tile_header(model: Any, setting: Setting, step: int) -> CheckpointHeader:
         encoder=model.encoder_spec,
         decoder=model.decoder_spec,
         method=config.method,
-        mask_ratio=config.mask_ratio,
+        mask_ratio=0.0 if model.decoder is None else config.mask_ratio,
         norm_pix=config.norm_pix,
         mean=setting.mean,
         std=setting.std,
@@ -152,7 +164,7 @@ class Method(Task):
     """Make the model; the generator is of its weights.
 
     A module with ``encoder`` and ``decoder``, for these are what a checkpoint holds
-    (:mod:`histomae.models.checkpoint`).
+    (:mod:`histomae.models.checkpoint`); the decoder may be None.
     """
     examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Any]]]
     """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
@@ -165,20 +177,21 @@ class Method(Task):
     load: Callable[[Path], Kept[Any]] = load_checkpoint
     """Read a checkpoint of such a model."""
     picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
-    """Show what the model makes of crops uint8 (N, H, W, 3); returns (H', W', 3)."""
+    """Show what the model makes of crops, as of the source; uint8 (H', W', 3)."""
 
 
 def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencoder:
     return MaskedAutoencoder(**_autoencoder(config), generator=generator)
 
 
+def _encoder_spec(config: PretrainConfig) -> AnySpec:
+    return spec_of(config.encoder, tile_px=config.tile_px, patch_size=config.patch_size)
+
+
 def _autoencoder(config: PretrainConfig) -> dict[str, Any]:
     """Return what every masked autoencoder is made from."""
-    spec = encoder_spec(
-        config.encoder, tile_px=config.tile_px, patch_size=config.patch_size
-    )
     return {
-        "encoder_spec": spec,
+        "encoder_spec": _encoder_spec(config),
         "decoder_dim": config.decoder_dim,
         "decoder_depth": config.decoder_depth,
         "decoder_heads": config.decoder_heads,
@@ -282,6 +295,80 @@ def _sd_mae_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
     return Objective(output.loss, output.logged, output.means)
 
 
+def _mpcs(config: PretrainConfig, generator: torch.Generator) -> Contrastive:
+    return Contrastive(
+        _encoder_spec(config),
+        projector_dims=config.projector_dims,
+        pooling=config.pooling,
+        generator=generator,
+    )
+
+
+def _mpcs_inputs(batch: Batch, setting: Setting) -> Inputs:
+    """Return both pictures of each pair, changed alike: ``images`` (N, 2, 3, H, W)."""
+    config, device = setting.config, batch.pictures.device
+    pair = torch.from_numpy(_pairs(batch, setting)).to(device)
+    rows = torch.arange(len(pair), device=device)[:, None]
+    pictures = batch.pictures[rows, pair]
+    affine = colour = None
+    if batch.training:
+        affine, colour = (
+            torch.from_numpy(change.repeat(2, axis=0)).to(device)
+            for change in changes(config.seed, batch.epoch, batch.indices)
+        )
+    images = views(
+        pictures.flatten(0, 1),
+        affine,
+        mean=setting.mean,
+        std=setting.std,
+        colour=colour,
+        padding="reflection",
+    )
+    return {"images": images.unflatten(0, (-1, 2))}
+
+
+def _pairs(batch: Batch, setting: Setting) -> Indices:
+    """Return which magnifications of each place are its pair, int64 (N, 2)."""
+    assert setting.examples is not None
+    return drawn_pairs(
+        setting.config.seed,
+        batch.epoch if batch.training else 0,
+        batch.indices,
+        strategy=setting.config.pair_strategy,
+        present=setting.examples.present[batch.indices],
+    )
+
+
+def _mpcs_encode(model: Any, inputs: Inputs, setting: Setting) -> Tensor:
+    vectors: Tensor = model.encode(inputs["images"].flatten(0, 1))
+    return vectors.unflatten(0, (-1, 2))
+
+
+def _mpcs_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
+    groups = None
+    if setting.config.exclude_same_patient:
+        assert setting.examples is not None
+        patient = torch.from_numpy(setting.examples.patient)
+        groups = patient.to(inputs["indices"].device)[inputs["indices"]]
+    loss, logged = model.compare(
+        inputs["encoded"], temperature=setting.config.temperature, groups=groups
+    )
+    return Objective(loss, logged)
+
+
+def _mpcs_picture(
+    model: nn.Module, crops: Pixels, indices: Indices, setting: Setting
+) -> Pixels:
+    """Return rows of first picture | second picture, as they are changed in training.
+
+    Always with the same changes.
+    """
+    batch = Batch(torch.from_numpy(crops), indices, epoch=0)
+    pairs = _mpcs_inputs(batch, replace(setting, mean=(0, 0, 0), std=(1, 1, 1)))
+    shown = (pairs["images"] * 255).round().to(torch.uint8).movedim(2, -1).numpy()
+    return beside([tuple(pair) for pair in shown])
+
+
 def _pama_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
     return Objective(pama.loss(model, inputs, setting.config), {})
 
@@ -318,6 +405,22 @@ METHODS: dict[str, Method] = {
             picture=_mae_picture,
             after_step=SelfDistilled.update,
             concern=sdmae.concern,
+        ),
+        Method(
+            name="mpcs",
+            title="Magnification pairs",
+            sentence=(
+                "The network sees each place at two magnifications and learns to tell "
+                "it from all other places, so that it knows tissue at any of them."
+            ),
+            splits_over_batch=False,
+            build=_mpcs,
+            examples=places,
+            inputs=_mpcs_inputs,
+            encode=_mpcs_encode,
+            loss=_mpcs_loss,
+            picture=_mpcs_picture,
+            concern=mpcs.concern,
         ),
         Method(
             name="pama",

@@ -71,7 +71,7 @@ def embed_labelled(
     encoder: TileEncoder,
     class_names: Sequence[str],
     *,
-    pooling: str = "class_token",
+    pooling: str | None = None,
     embed: Callable[..., Generator[Event, None, Embeddings]] = embed_tiles,
 ) -> Generator[Event, None, LabelledTiles]:
     """Embed the tiles inside the regions of some slides.
@@ -116,7 +116,7 @@ def teach(
     encoder: TileEncoder,
     *,
     colors: dict[str, Color] | None = None,
-    pooling: str = "class_token",
+    pooling: str | None = None,
     embed: Callable[..., Generator[Event, None, Embeddings]] = embed_tiles,
 ) -> Generator[Event, None, Probe]:
     """Fit a probe to the regions of some slides.
@@ -125,6 +125,8 @@ def teach(
     ----------
     colors
         The classes and their colours, in their order; by default those of the regions.
+    pooling
+        One of the encoder's; None: its first.
     embed
         As for :func:`embed_labelled`.
 
@@ -146,6 +148,6 @@ def teach(
         encoder_id=encoder.encoder_id,
         tile_px=encoder.spec.tile_px,
         mpp=encoder.spec.mpp,
-        pooling=pooling,
+        pooling=pooling or encoder.poolings[0],
     )
     return probe

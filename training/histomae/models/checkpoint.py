@@ -22,15 +22,16 @@ import torch
 from histomae import __version__
 from histomae.errors import CheckpointError
 from histomae.models import tensor_files as files
+from histomae.models.cnn import CnnSpec
+from histomae.models.encoders import AnySpec, build
 from histomae.models.mae import DecoderSpec, MaskedAutoencoder
-from histomae.models.vit import EncoderSpec, build_encoder
+from histomae.models.vit import EncoderSpec
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Mapping
     from typing import Self
 
-    from timm.models.vision_transformer import VisionTransformer
     from torch import Tensor, nn
 
     from histomae.models.tensor_files import Entry, TensorFile
@@ -152,7 +153,12 @@ def bad_header(name: str, value: Any, wanted: str) -> CheckpointError:
     )
 
 
-def _encoder_spec(value: Any) -> EncoderSpec:
+CNN_READERS = {"name": files.text, "tile_px": files.whole, "in_chans": files.whole}
+
+
+def _encoder_spec(value: Any) -> AnySpec:
+    if isinstance(value, dict) and "name" in value:
+        return CnnSpec(**files.read_fields(value, CNN_READERS))
     values = files.mapping(files.whole)(value)
     readers = dict.fromkeys(EncoderSpec.__dataclass_fields__, files.whole)
     return EncoderSpec(**files.read_fields(values, readers))
@@ -187,7 +193,7 @@ class CheckpointHeader(Header):
 
     architecture: str
     """Name after timm's pattern, such as ``vit_small_patch16_224``."""
-    encoder: EncoderSpec
+    encoder: AnySpec
     decoder: DecoderSpec | None
     """None: the file holds the encoder alone."""
     norm_pix: bool
@@ -207,6 +213,8 @@ class CheckpointHeader(Header):
         channels = self.encoder.in_chans
         if self.tile_px != self.encoder.tile_px:
             raise bad_header("tile_px", self.tile_px, f"{self.encoder.tile_px}")
+        if self.decoder is not None and not isinstance(self.encoder, EncoderSpec):
+            raise bad_header("decoder", self.decoder, "null: convolutions have none")
         if not 0 < self.mpp <= 1000:
             raise bad_header("mpp", self.mpp, "µm per pixel, above 0")
         if len(self.mean) != channels:
@@ -218,7 +226,7 @@ class CheckpointHeader(Header):
         """Return dtype and shape of each weight that it promises."""
         with torch.device("meta"):
             if self.decoder is None:
-                return files.entries_of(build_encoder(self.encoder).state_dict())
+                return files.entries_of(build(self.encoder).state_dict())
             model = _bare_model(self, self.decoder)
             return files.entries_of(checkpoint_tensors(model))
 
@@ -272,12 +280,14 @@ def encoder_id(tensors: Mapping[str, Tensor]) -> str:
 
 
 def checkpoint_tensors(model: Any) -> dict[str, Tensor]:
-    """Return the tensors of a model's ``encoder`` and ``decoder``; nothing is copied.
+    """Return a model's tensors under the names of a checkpoint; nothing is copied.
 
-    They have the names of a checkpoint.
+    Its ``decoder`` may be None.
     """
-    decoder = {DECODER + k: v for k, v in model.decoder.state_dict().items()}
-    return {**model.encoder.state_dict(), **decoder}
+    found: dict[str, Tensor] = {**model.encoder.state_dict()}
+    if model.decoder is not None:
+        found |= {DECODER + k: v for k, v in model.decoder.state_dict().items()}
+    return found
 
 
 def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
@@ -298,9 +308,10 @@ def load_tensors(model: Any, tensors: Mapping[str, Tensor]) -> None:
             "of the run that wrote them."
         )
     model.encoder.load_state_dict(encoder_tensors(weights))
-    model.decoder.load_state_dict(
-        {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
-    )
+    if model.decoder is not None:
+        model.decoder.load_state_dict(
+            {k[len(DECODER) :]: v for k, v in weights.items() if k.startswith(DECODER)}
+        )
 
 
 def training_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -332,10 +343,10 @@ def load_training(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         tensor.copy_(found[name])
 
 
-def encoder_from(checkpoint: Checkpoint) -> VisionTransformer:
+def encoder_from(checkpoint: Checkpoint) -> nn.Module:
     """Build the encoder of a checkpoint, in eval mode, on the CPU."""
     with torch.device("meta"):
-        encoder = build_encoder(checkpoint.header.encoder)
+        encoder = build(checkpoint.header.encoder)
     encoder.to_empty(device="cpu")
     encoder.load_state_dict(encoder_tensors(checkpoint.tensors))
     return encoder.eval()
@@ -352,7 +363,8 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
     if checkpoint.header.decoder is None:
         raise CheckpointError(
             "The checkpoint holds the encoder alone, and reconstructions need the "
-            "decoder. Choose checkpoints/last.safetensors of the run."
+            "decoder. Choose checkpoints/last.safetensors of a run of a masked "
+            "autoencoder (mae, sd-mae)."
         )
     with torch.device("meta"):
         model = _bare_model(checkpoint.header, checkpoint.header.decoder)
@@ -362,6 +374,7 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
 
 
 def _bare_model(header: CheckpointHeader, decoder: DecoderSpec) -> MaskedAutoencoder:
+    assert isinstance(header.encoder, EncoderSpec)  # the header sees to it
     return MaskedAutoencoder(
         header.encoder,
         decoder_dim=decoder.dim,

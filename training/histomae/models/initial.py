@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import timm
 import torch
 from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 
 from histomae.errors import CheckpointError, DownloadError
 from histomae.models import tensor_files as files
@@ -31,16 +32,21 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    from timm.models.vision_transformer import VisionTransformer
-    from torch import Tensor
+    from torch import Tensor, nn
 
 RANDOM = "random"
 TIMM = "timm:"
 #: What other programs put around a state dict, and in front of its names.
 WRAPPERS = ("state_dict", "model")
 PREFIXES = ("_orig_mod.", "module.", "model.", "encoder.", "backbone.")
+#: What the models of each of timm's modules are called, and one of them.
+TIMM_WORDS = {
+    "vision_transformer": ("vision transformer", "vit_small_patch16_224.augreg_in21k"),
+    "resnet": ("ResNet", "resnet50.a1_in1k"),
+    "efficientnet": ("EfficientNet", "efficientnet_b2.ra_in1k"),
+}
 #: Parts that an encoder does without.
-NOT_THE_ENCODER = ("decoder", "head", "mask_token", "fc_norm")
+NOT_THE_ENCODER = ("decoder", "head", "mask_token", "fc_norm", "fc.", "classifier.")
 #: What torch.load has been seen to raise on damaged or hostile files.
 LOAD_ERRORS = (
     *(UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError),
@@ -69,13 +75,13 @@ class _Weights(NamedTuple):
     std: tuple[float, ...] | None = None
 
 
-def init_encoder(encoder: VisionTransformer, source: str) -> InitialWeights:
+def init_encoder(encoder: nn.Module, source: str) -> InitialWeights:
     """Copy weights from ``source`` into an encoder.
 
     Parameters
     ----------
     encoder
-        From :func:`histomae.models.vit.build_encoder`; changed in place, or not at all.
+        From :func:`histomae.models.encoders.build`; changed in place, or not at all.
     source
         ``random`` (the encoder keeps what it has), ``timm:NAME``, or the path of a
         checkpoint of ours, a safetensors file, or a PyTorch file of plain weights.
@@ -208,14 +214,16 @@ def _without_prefixes(name: str) -> str:
     return name if prefix is None else _without_prefixes(name.removeprefix(prefix))
 
 
-def _timm_weights(encoder: VisionTransformer, name: str) -> _Weights:
-    """Return weights, mean and std of a pretrained ViT that timm knows by name."""
-    known = timm.list_models(module="vision_transformer", pretrained=True)
+def _timm_weights(encoder: nn.Module, name: str) -> _Weights:
+    """Return weights, mean and std of a pretrained model that timm knows by name."""
+    kind = type(encoder).__module__.rpartition(".")[2]
+    known = timm.list_models(module=kind, pretrained=True)
     if name not in known and name not in {full.split(".")[0] for full in known}:
+        words, example = TIMM_WORDS.get(kind, (kind, known[0]))
         raise CheckpointError(
-            f"timm has no pretrained vision transformer named {name[:100]!r}. Choose "
-            "one of timm.list_models('vit_*', pretrained=True), such as "
-            "timm:vit_small_patch16_224.augreg_in21k."
+            f"timm has no pretrained {words} named {name[:100]!r}. Choose one of "
+            f"timm.list_models(module={kind!r}, pretrained=True), such as "
+            f"{TIMM}{example}."
         )
     with torch.device("meta"):  # whether it fits is known before anything is fetched
         bare = timm.create_model(name, num_classes=0, pretrained=False)
@@ -233,7 +241,7 @@ def _timm_weights(encoder: VisionTransformer, name: str) -> _Weights:
 
 
 def _copy(
-    encoder: VisionTransformer, tensors: Mapping[str, Tensor], source: str
+    encoder: nn.Module, tensors: Mapping[str, Tensor], source: str
 ) -> tuple[str, ...]:
     """Copy weights that fit; return what was done to make them fit."""
     fitting, notes = _resampled(encoder, tensors, source)
@@ -248,7 +256,7 @@ def _copy(
 
 
 def _resampled(
-    encoder: VisionTransformer, tensors: Mapping[str, Tensor], source: str
+    encoder: nn.Module, tensors: Mapping[str, Tensor], source: str
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return weights as float32, their positions resampled to the encoder's grid.
 
@@ -260,10 +268,11 @@ def _resampled(
     wide = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     notes: tuple[str, ...] = ()
     positions = wide.get("pos_embed")
-    if positions is not None:
+    if positions is not None and isinstance(encoder, VisionTransformer):
         wide["pos_embed"] = resampled_positions(encoder, positions)
     if positions is not wide.get("pos_embed"):
-        side, (rows, columns) = _grid_side(positions), encoder.patch_embed.grid_size
+        grid: Any = encoder.patch_embed
+        side, (rows, columns) = _grid_side(positions), grid.grid_size
         notes = (
             f"Positions were resampled from {side} x {side} patches to "
             f"{columns} x {rows}.",

@@ -55,6 +55,9 @@ class CropSpec:
     sampler: str = "random"
     region_px: int = 1024
     crops_per_region: int = 16
+    views_mpp: tuple[float, ...] = ()
+    """Finer pixel sizes at which the middle of a random crop is seen too, as many
+    pixels wide: it holds as large a share of tissue in each."""
 
     @property
     def is_dense(self) -> bool:
@@ -84,6 +87,8 @@ class CropManifest:
     ``region_xy_l0`` float (n, 2) are the corners of the squares, ``region_px`` pixels
     at ``mpp`` wide, in which the crops lie. Where ``reads_regions``, each is a cut from
     its region, whole pixels from the corner; else they only tell who are neighbours.
+
+    ``views_mpp`` are finer pixel sizes at which the middle of each crop is seen too.
     """
 
     slides: tuple[SlideEntry, ...]
@@ -95,6 +100,7 @@ class CropManifest:
     region_xy_l0: Floats
     region_px: int
     reads_regions: bool = False
+    views_mpp: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.slide_index)
@@ -115,6 +121,7 @@ class CropManifest:
             "mpp": self.mpp,
             "region_px": self.region_px,
             "reads_regions": self.reads_regions,
+            "views_mpp": self.views_mpp,
         }
         table = pa.table(
             {
@@ -156,6 +163,7 @@ class CropManifest:
                 region_xy_l0=region_xy,
                 region_px=int(header["region_px"]),
                 reads_regions=bool(header["reads_regions"]),
+                views_mpp=tuple(map(float, header.get("views_mpp", ()))),
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
@@ -182,7 +190,8 @@ def build_manifest(
     held_out: list[np.ndarray[Any, np.dtype[np.bool_]]] = []
     begin = time.monotonic()
     for number, slide in enumerate(slides):
-        check_mpp(slide, spec.mpp, allow_upsampling=spec.allow_upsampling)
+        finest = min((spec.mpp, *spec.views_mpp))
+        check_mpp(slide, finest, allow_upsampling=spec.allow_upsampling)
         yield Progress("finding tissue", number, len(slides))
         if spec.is_dense:
             xy_l0, region_xy_l0 = sample_regions(slide, tissue_mask(slide), spec)
@@ -214,6 +223,7 @@ def build_manifest(
         region_xy_l0=np.concatenate(regions) if regions else np.empty((0, 2)),
         region_px=spec.region_px,
         reads_regions=spec.is_dense,
+        views_mpp=spec.views_mpp,
     )
     if not (~manifest.held_out).any():
         raise NotEnoughDataError(
@@ -228,8 +238,9 @@ def sample_crops(slide: Slide, tissue: TissueMask, spec: CropSpec) -> Floats:
 
     A tissue pixel is drawn uniformly, so that large pieces get more crops, and the crop
     is centred on it with a jitter of half its side. A crop is refused if it leaves the
-    scanned area, holds less tissue than ``spec.min_tissue``, or overlaps an accepted
-    one by more than ``spec.max_iou``.
+    scanned area, holds less tissue than ``spec.min_tissue``, in the middle too where
+    that is seen at finer pixel sizes, or overlaps an accepted one by more than
+    ``spec.max_iou``.
 
     Returns
     -------
@@ -237,6 +248,7 @@ def sample_crops(slide: Slide, tissue: TissueMask, spec: CropSpec) -> Floats:
     ``spec.per_slide`` and less where ``TRIES_PER_CROP`` draws each did not suffice.
     """
     size = _side_l0(slide, spec, spec.crop_px)
+    insets = [inset_l0(size, spec.mpp, finer) for finer in (spec.mpp, *spec.views_mpp)]
     pixels_yx = np.argwhere(tissue.mask)
     accepted = np.empty((0, 2))
     if not len(pixels_yx):
@@ -254,13 +266,33 @@ def sample_crops(slide: Slide, tissue: TissueMask, spec: CropSpec) -> Floats:
         corner = np.floor(centre + (random.random((draws, 2)) - 0.5) * size - size / 2)
         inside = ((corner >= low) & (corner <= high)).all(1)
         corner = corner[inside]
-        share = tissue.fraction(np.hstack([corner, corner + size]))
+        share = np.min(
+            [
+                tissue.fraction(np.hstack([corner + inset, corner + size - inset]))
+                for inset in insets
+            ],
+            axis=0,
+        )
         for candidate in corner[share >= spec.min_tissue]:
             if len(accepted) == spec.per_slide:
                 break
             if not (iou(candidate, accepted, size) > spec.max_iou).any():
                 accepted = np.vstack([accepted, candidate])
     return accepted
+
+
+def inset_l0(size_l0: Floats, mpp: float, finer_mpp: float) -> Floats:
+    """Return how far inside a crop the view of its middle begins, (x, y) level-0 px.
+
+    Parameters
+    ----------
+    size_l0
+        Width and height of the crop, level-0 pixels.
+    mpp, finer_mpp
+        Those of crop and view, which have as many pixels.
+    """
+    inset: Floats = size_l0 * (1 - finer_mpp / mpp) / 2
+    return inset
 
 
 def sample_regions(

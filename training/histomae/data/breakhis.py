@@ -1,0 +1,302 @@
+"""BreakHis from its official tree: pictures, patients, and sets of magnifications.
+
+Everything is told by the names of the files (Spanhol et al., IEEE TBME 2016), such as
+``SOB_B_TA-14-4659-40-001.png``: benign or malignant, subtype, year, slide,
+magnification, number. The digits of the slide are the case, which is the patient: the
+slides 22549AB and 22549CD are of one. Pictures of one slide and one number at several
+magnifications are a set; they show the same area, and are not registered.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from histomae.errors import DataSetError, RunError
+from histomae.files import write_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+#: From the coarsest.
+MAGNIFICATIONS = (40, 100, 200, 400)
+#: µm per pixel at each magnification, as published.
+MPP = {40: 0.49, 100: 0.20, 200: 0.10, 400: 0.05}
+#: Height of a picture; a few are 456.
+HEIGHT_PX = 460
+SUBTYPES = {
+    "A": "Adenosis",
+    "F": "Fibroadenoma",
+    "PT": "Phyllodes tumour",
+    "TA": "Tubular adenoma",
+    "DC": "Ductal carcinoma",
+    "LC": "Lobular carcinoma",
+    "MC": "Mucinous carcinoma",
+    "PC": "Papillary carcinoma",
+}
+BENIGN = ("A", "F", "PT", "TA")
+NAME = re.compile(
+    r"SOB_(?P<kind>[BM])_(?P<subtype>[A-Z]+)-(?P<year>\d+)-(?P<slide>\d+\w*)"
+    r"-(?P<magnification>\d+)-(?P<number>\d+)\.png"
+)
+EXAMPLE = "SOB_B_TA-14-4659-40-001.png"
+#: Names told in one sentence.
+TOLD = 3
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture, as its name tells."""
+
+    path: Path
+    subtype: str
+    """One of ``SUBTYPES``."""
+    slide: str
+    magnification: int
+    number: int
+
+    @property
+    def case(self) -> str:
+        """The patient."""
+        return re.match(r"\d+", self.slide)[0]  # type: ignore[index]
+
+    @property
+    def is_malignant(self) -> bool:
+        """Whether it is of a malignant tumour."""
+        return self.subtype not in BENIGN
+
+
+@dataclass(frozen=True)
+class BreakHis:
+    """The pictures of a tree, in the order of their names."""
+
+    root: Path
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+    """Sentences for the user: what was left out, what is doubtful."""
+
+
+def is_breakhis(path: Path) -> bool:
+    """Tell whether a folder holds pictures named as in BreakHis."""
+    return path.is_dir() and next(path.rglob("SOB_*.png"), None) is not None
+
+
+def read_breakhis(root: Path) -> BreakHis:
+    """Find the pictures below a folder; none is opened.
+
+    Pictures whose names are not understood, or that are there twice, are left out, and
+    notes count them.
+
+    Raises
+    ------
+    DataSetError
+        If there is none named as in BreakHis.
+    """
+    known: dict[str, Picture] = {}
+    odd: list[str] = []
+    twice: list[str] = []
+    for path in sorted(root.rglob("*.png")):
+        picture = _picture(path)
+        if picture is None:
+            odd.append(path.name)
+        elif path.name in known:
+            twice.append(path.name)
+        else:
+            known[path.name] = picture
+    if not known:
+        raise DataSetError(
+            f"{root} holds no picture named as in BreakHis, such as {EXAMPLE}. Choose "
+            "the folder BreaKHis_v1."
+        )
+    notes = []
+    if odd:
+        notes.append(
+            f"{_told(odd)} left out: not named as in BreakHis ({EXAMPLE}), or of a "
+            "subtype or magnification that it does not have."
+        )
+    if twice:
+        notes.append(f"{_told(twice)} left out: there is another one of that name.")
+    pictures = tuple(known[name] for name in sorted(known))
+    return BreakHis(root, pictures, (*notes, *_doubts(pictures)))
+
+
+def _picture(path: Path) -> Picture | None:
+    found = NAME.fullmatch(path.name)
+    if found is None or found["subtype"] not in SUBTYPES:
+        return None
+    if (found["kind"] == "B") != (found["subtype"] in BENIGN):
+        return None
+    magnification = int(found["magnification"])
+    if magnification not in MAGNIFICATIONS:
+        return None
+    number = int(found["number"])
+    return Picture(path, found["subtype"], found["slide"], magnification, number)
+
+
+def _doubts(pictures: Iterable[Picture]) -> list[str]:
+    """Say which slides stand under two subtypes, as 13412 does, pixel for pixel."""
+    subtypes = defaultdict(set)
+    for picture in pictures:
+        subtypes[picture.slide].add(picture.subtype)
+    return [
+        f"Slide {slide} stands under {' and '.join(sorted(names))}: its label is in "
+        "doubt. Its patient is always on one side of a split."
+        for slide, names in sorted(subtypes.items())
+        if len(names) > 1
+    ]
+
+
+def _told(names: Sequence[str]) -> str:
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{', '.join(names[:TOLD])}{more} {verb}"
+
+
+# ---- sets of magnifications
+
+
+@dataclass(frozen=True, eq=False)
+class PictureSets:
+    """Sets of pictures of one place at several magnifications, n of them.
+
+    ``paths`` of each set, by magnification from the coarsest; None where there is none.
+    ``cases`` are the patients. ``held_out`` bool (n,): kept out of training, whole
+    patients.
+    """
+
+    paths: tuple[tuple[Path | None, ...], ...]
+    cases: tuple[str, ...]
+    held_out: Bools
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @property
+    def present(self) -> Bools:
+        """Which magnifications there are of each set, bool (n, M)."""
+        there = [[path is not None for path in one] for one in self.paths]
+        return np.array(there, bool).reshape(-1, len(MAGNIFICATIONS))
+
+    @property
+    def patient(self) -> Indices:
+        """A number for each set's patient, from 0, int64 (n,)."""
+        return np.unique(np.array(self.cases, str), return_inverse=True)[1]
+
+    def of(self, kept: Bools) -> PictureSets:
+        """Return some of the sets: bool (n,)."""
+        rows = np.flatnonzero(kept).tolist()
+        return PictureSets(
+            tuple(self.paths[row] for row in rows),
+            tuple(self.cases[row] for row in rows),
+            self.held_out[kept],
+        )
+
+    def save(self, path: Path, root: Path) -> None:
+        """Write the sets as Parquet, their paths from ``root``."""
+        columns: dict[str, Any] = {"case": self.cases, "held_out": self.held_out}
+        for column, magnification in enumerate(MAGNIFICATIONS):
+            columns[f"path_{magnification}"] = [
+                None if one[column] is None else _inside(one[column], root)
+                for one in self.paths
+            ]
+        table = pa.table(columns)
+        with write_beside(path) as beside:
+            pq.write_table(table, beside)
+
+    @classmethod
+    def load(cls, path: Path, root: Path) -> PictureSets:
+        """Read what :meth:`save` wrote; the tree may have moved to ``root``.
+
+        Raises
+        ------
+        RunError
+            If the file is damaged, or a picture is missing.
+        """
+        try:
+            table = pq.read_table(path, memory_map=False).to_pydict()
+            columns = [table[f"path_{m}"] for m in MAGNIFICATIONS]
+            paths = tuple(
+                tuple(None if name is None else root / name for name in one)
+                for one in zip(*columns, strict=True)
+            )
+            held_out = np.asarray(table["held_out"], bool)
+            sets = cls(paths, tuple(table["case"]), held_out)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path.name} is no list of BreakHis sets ({error}). Start a new run."
+            ) from error
+        for one in (p for paths in sets.paths for p in paths if p is not None):
+            if not one.is_file():
+                raise RunError(
+                    f"The run was trained on {one}, which is missing. Bring it back, "
+                    "or resume with slides that names the folder's place."
+                )
+        return sets
+
+
+def _inside(path: Path | None, root: Path) -> str:
+    assert path is not None
+    return path.relative_to(root).as_posix()
+
+
+def picture_sets(
+    pictures: Iterable[Picture], *, partial: bool, held_out: float, seed: int
+) -> tuple[PictureSets, str]:
+    """Put pictures of one slide and number together.
+
+    Parameters
+    ----------
+    partial
+        Keep sets that lack some of the magnifications; there are two at least.
+    held_out
+        Share of the sets kept out of training, whole patients at a time; none where
+        there is only one patient.
+
+    Returns
+    -------
+    The sets, and a sentence on how many there are and what was left out.
+    """
+    found: dict[tuple[str, str, int], dict[int, Picture]] = defaultdict(dict)
+    for picture in pictures:
+        key = (picture.subtype, picture.slide, picture.number)
+        found[key][picture.magnification] = picture
+    complete = [one for one in found.values() if len(one) == len(MAGNIFICATIONS)]
+    lacking = [one for one in found.values() if 2 <= len(one) < len(MAGNIFICATIONS)]
+    kept = complete + lacking if partial else complete
+    cases = tuple(next(iter(one.values())).case for one in kept)
+    sets = PictureSets(
+        paths=tuple(
+            tuple(one[m].path if m in one else None for m in MAGNIFICATIONS)
+            for one in kept
+        ),
+        cases=cases,
+        held_out=_held_out(cases, held_out, seed),
+    )
+    note = (
+        f"{len(complete)} sets of all four magnifications, {len(lacking)} of two or "
+        f"three ({'taken too' if partial else 'left out; partial_sets takes them'}), "
+        f"{len(set(cases))} patients."
+    )
+    return sets, note
+
+
+def _held_out(cases: Sequence[str], share: float, seed: int) -> Bools:
+    """Hold whole patients out until they have so many of the sets, or a little more."""
+    count, wanted = Counter(cases), share * len(cases)
+    names = sorted(count)
+    out: set[str] = set()
+    for name in np.random.default_rng(seed).permutation(names)[: len(names) - 1]:
+        if sum(count[one] for one in out) >= wanted:
+            break
+        out.add(str(name))
+    return np.array([case in out for case in cases], bool)
