@@ -21,7 +21,8 @@ demo: install libraries
 		--out demo-output $(if $(WINDOW),--close)
 
 test: install libraries
-	$(WINDOW) $(BIN)/python -m pytest $(TESTS)
+	$(WINDOW) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
+		--dist worksteal $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .
@@ -39,6 +40,9 @@ bench: install libraries
 	$(WINDOW) $(BIN)/python training/benchmarks/event_loop.py
 	$(BIN)/python training/benchmarks/kill9.py
 	$(BIN)/python training/benchmarks/resume_exact.py
+	$(BIN)/python training/benchmarks/reader_speed.py
+	$(BIN)/python training/benchmarks/mutants.py
+	$(BIN)/python training/benchmarks/slide_faults.py
 	$(WINDOW) $(BIN)/python training/benchmarks/faults.py
 	$(BIN)/python training/benchmarks/embed_speed.py
 	$(BIN)/python training/benchmarks/throughput.py $(if $(PEER),--peer "$(PEER)")

@@ -152,11 +152,12 @@ _open_slides: weakref.WeakValueDictionary[str, Slide] = weakref.WeakValueDiction
 def slide_levels(slide: Slide) -> list[PyramidLevel]:
     """Return the levels of a slide for a viewer; the first picture is begun already.
 
-    A tile that cannot be read is grey and hatched, and complained of once a minute.
+    A tile that cannot be read is grey and hatched, and complained of once a minute; it
+    is drawn again when the file has changed.
     """
     from histomae.slides.pyramid import pyramid
 
-    levels = pyramid(slide, on_error=_Complaints(slide.path.name))
+    levels = pyramid(slide, on_error=_Complaints(slide.path))
     levels[-1].begin()
     return levels
 
@@ -272,12 +273,15 @@ def _key(path: str | Path) -> str:
 class _Complaints:
     """Says once a minute that a slide cannot be read; called from any thread."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._last: float | None = None
         self._lock = threading.Lock()
 
     def __call__(self, error: SlideError) -> None:
+        from napari_histomae._returns import await_return
+
+        await_return(self._path)
         with self._lock:
             now = time.monotonic()
             if self._last is not None and now - self._last < COMPLAINT_EVERY_S:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 LayerData = tuple[Any, ...]
 #: What napari takes for "claimed, and nothing to add".
 NOTHING: list[LayerData] = [(None,)]
-#: Side of the piece of level 0 that is tried before a slide is believed, pixels.
-TRIED_PX = 64
+#: A slide that takes longer to open lies on something slow, seconds.
+SLOW_OPEN_S = 5.0
 
 
 def get_reader(
@@ -23,7 +24,7 @@ def get_reader(
     """Return the reader of slides if every path is one, or a folder of some.
 
     Cheap, and never raises: slide-only suffixes are claimed as they are, TIFF and DICOM
-    only where OpenSlide detects a slide.
+    only where OpenSlide detects a slide, or at an address on a server.
     """
     paths = _paths(path)
     return read_slides if paths and all(map(_is_ours, paths)) else None
@@ -33,15 +34,23 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
     """Open slides; one that cannot be read gives one sentence, and nothing is added.
 
     Where the pixel size is missing the user is asked for it, once per slide: the answer
-    is remembered. Without an answer the slide opens in pixels.
+    is remembered. Without an answer the slide opens in pixels. A slide on a server is
+    copied first, beside what else is done, and opens when it is here.
     """
     from napari.utils.notifications import show_error
 
     from histomae.errors import SlideError
     from histomae.slides.find import find_slides
+    from histomae.slides.remote import address
 
     layers: list[LayerData] = []
     for given in _paths(path):
+        url = address(given)
+        if url is not None:
+            from napari_histomae._remote import open_when_copied
+
+            open_when_copied(url)
+            continue
         try:
             found = find_slides([given])
         except SlideError as error:
@@ -56,30 +65,23 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
 
 
 def _read_slide(path: Path) -> LayerData:
+    from napari.utils.notifications import show_warning
+
     from histomae.slides.slide import Slide
     from napari_histomae._layers import slide_layer_data, slide_levels
 
+    begin = time.monotonic()
     slide = Slide.open(path)
     levels = slide_levels(slide)
-    _try_pixels(slide)
+    slide.try_pixels()
+    if (seconds := time.monotonic() - begin) > SLOW_OPEN_S:
+        show_warning(
+            f"{path.name} took {seconds:.0f} s to open: it lies on a slow disk or "
+            "network. Copy it to this computer to look at it smoothly."
+        )
     if not slide.has_mpp:
         _ask_mpp(slide)
     return slide_layer_data(slide, levels)
-
-
-def _try_pixels(slide: Slide) -> None:
-    """Raise SlideError for a slide that opens but cannot be read.
-
-    A damaged spot is no reason to refuse a slide: one of two places must be readable.
-    """
-    from histomae.errors import SlideError
-
-    x, y, width, height = slide.bounds_l0
-    size = (min(TRIED_PX, width), min(TRIED_PX, height))
-    try:
-        slide.read_scaled((x + width // 2, y + height // 2), size, (1.0, 1.0))
-    except SlideError:
-        slide.read_scaled((x, y), size, (1.0, 1.0))
 
 
 def _ask_mpp(slide: Slide) -> None:
@@ -98,8 +100,11 @@ def _ask_mpp(slide: Slide) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    from histomae.slides.find import is_slide
+    from histomae.slides.find import SHARED_SUFFIXES, SLIDE_SUFFIXES, is_slide
+    from histomae.slides.remote import address
 
+    if address(path) is not None:
+        return path.suffix.lower() in (*SLIDE_SUFFIXES, *SHARED_SUFFIXES)
     try:
         if path.is_dir():
             return any(is_slide(inside) for inside in _first_files(path))

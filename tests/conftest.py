@@ -15,6 +15,8 @@ from histomae.slides.grid import TileGrid, TileSpec
 
 # Before torch is imported: threads that wait sleep, as in a training of the dock.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores already
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parents[1]
 

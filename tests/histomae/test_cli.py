@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 import timm
@@ -448,6 +449,20 @@ def test_info_on_all_that_there_is(slide, trained, taught, embedded, pretrained)
     ):
         assert words in said.out
     assert said.out.count("walk.tiff: slide") == 2
+
+
+def test_info_on_a_slide_in_a_cloud(slide, tmp_path, monkeypatch):
+    monkeypatch.setenv("HISTOMAE_HOME", str(tmp_path))
+    cloud = fsspec.filesystem("memory")
+    cloud.pipe("/ward/far.tiff", slide.read_bytes())
+    try:
+        said = histomae("info", "memory://ward/far.tiff", "memory://ward/none.svs")
+    finally:
+        cloud.store.clear()
+    assert "far.tiff: slide, generic-tiff" in said.out
+    assert "copying far.tiff (MB)" in said.err
+    assert said.code == 1
+    assert "none.svs is not at memory://ward" in said.err
 
 
 def test_runs_lists_the_runs_of_a_folder(trained, another, tmp_path, monkeypatch):

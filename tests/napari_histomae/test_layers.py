@@ -1,6 +1,7 @@
 """The door: what lies at a level-0 pixel is drawn on that pixel, at every level."""
 
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,7 +258,7 @@ def test_a_slide_is_opened_once_and_let_go(slide_path):
 
 
 def test_a_slide_that_fails_complains_once_a_minute(complaints):
-    say = _layers._Complaints("C2.tiff")
+    say = _layers._Complaints(Path("C2.tiff"))
     for _ in range(5):
         say(SlideError("C2.tiff cannot be read. Check it."))
     assert complaints.texts == [

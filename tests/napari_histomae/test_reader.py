@@ -4,12 +4,13 @@ import pickle
 import shutil
 import time
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
 from histomae.slides.tile_cache import shared_cache
-from napari_histomae import _reader
+from napari_histomae import _reader, _returns
 from napari_histomae._reader import NOTHING, get_reader, read_slides
 from napari_histomae._session import Session
 
@@ -194,6 +195,86 @@ class TestPixelSize:
         assert asked == ["boxes"]
 
 
+def test_a_slide_that_comes_back_is_drawn_again(
+    viewer, tmp_path, complaints, write_slide, tissue_like, qtbot
+):
+    path = write_slide(tmp_path / "here.tiff", tissue_like(3000, 2500))
+    away = tmp_path / "away.tiff"
+    (layer,) = open_in(viewer, path)
+    seen = layer.data[0][1200:1300, 1400:1500].copy()
+    drawn = []
+    layer.events.set_data.connect(lambda _: drawn.append(layer.data[-1][50, 50]))
+    path.rename(away)
+    shared_cache().clear()
+    marked = layer.data[0][1200:1300, 1400:1500]
+    assert (np.ptp(marked, axis=-1) == 0).all()
+    assert len(complaints.texts) == 1
+    qtbot.wait(700)
+    assert drawn == []  # it has not come back, and is left alone
+    away.rename(path)
+    qtbot.waitUntil(lambda: drawn != [], timeout=20_000)
+    assert drawn[-1].tolist() == [245, 245, 245]
+    np.testing.assert_array_equal(layer.data[0][1200:1300, 1400:1500], seen)
+    # All is read again: nobody waits for anything.
+    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive(), timeout=5_000)
+
+
+def test_nobody_waits_for_a_slide_that_was_closed(
+    viewer, tmp_path, complaints, write_slide, tissue_like, qtbot
+):
+    path = write_slide(tmp_path / "here.tiff", tissue_like(600, 500))
+    (layer,) = open_in(viewer, path)
+    path.unlink()
+    shared_cache().clear()
+    layer.data[0][:]
+    assert _returns._Watch.running.isActive()
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive(), timeout=5_000)
+
+
+class TestServers:
+    """A slide at an address is copied, then opened."""
+
+    @pytest.fixture(autouse=True)
+    def own_home(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HISTOMAE_HOME", str(tmp_path / "home"))
+
+    @pytest.fixture
+    def cloud(self):
+        files = fsspec.filesystem("memory")
+        yield files
+        files.store.clear()
+
+    def test_an_address_is_claimed_unasked(self):
+        assert get_reader("s3://ward/a.svs") is read_slides
+        assert get_reader("https://a.org/a.tiff") is read_slides
+        assert get_reader("https://a.org/a.png") is None
+
+    def test_a_slide_opens_when_it_is_here(
+        self, viewer, cloud, slide_path, complaints, qtbot
+    ):
+        cloud.pipe("/ward/a.tiff", slide_path.read_bytes())
+        assert open_in(viewer, "memory://ward/a.tiff") == []
+        assert complaints.texts == [
+            "a.tiff is being copied to this computer; it opens when it is here."
+        ]
+        qtbot.waitUntil(lambda: len(viewer.layers) == 1, timeout=10_000)
+        assert viewer.layers[0].name == "a"
+        assert viewer.layers[0].scale == pytest.approx((MPP_Y, MPP_X))
+
+    def test_what_is_not_there_is_said(self, viewer, cloud, complaints, qtbot):
+        assert open_in(viewer, "memory://ward/none.svs") == []
+        qtbot.waitUntil(lambda: len(complaints.texts) == 2, timeout=10_000)
+        assert "none.svs is not at memory://ward" in complaints.texts[1]
+        assert not viewer.layers
+
+    def test_a_slow_disk_is_named(self, viewer, slide_path, complaints, monkeypatch):
+        monkeypatch.setattr(_reader, "SLOW_OPEN_S", 0.0)
+        open_in(viewer, slide_path)
+        (said,) = complaints.texts
+        assert "lies on a slow disk or network" in said
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize(
     ("name", "levels", "mpp"),
@@ -212,18 +293,3 @@ def test_real_slides_open_fast(viewer, shared_data, complaints, name, levels, mp
     assert len(layer.data) == levels
     assert layer.scale == pytest.approx((mpp, mpp), rel=1e-3)
     assert complaints.texts == []
-
-
-def test_pixels_are_tried_in_two_places(monkeypatch, slide):
-    from histomae.errors import SlideError
-
-    tried = []
-
-    def read(xy_l0, size_px, factor_xy):
-        tried.append(xy_l0)
-        if len(tried) == 1:
-            raise SlideError("A damaged spot. Copy it again.")
-
-    monkeypatch.setattr(slide, "read_scaled", read)
-    _reader._try_pixels(slide)
-    assert len(tried) == 2

@@ -6,7 +6,8 @@ Each mutant goes through all that the package does with a slide (open, thumbnail
 view, regions, tissue, pictures that come with it) in a process of its own, which is
 watched: it may fail by ``SlideError`` alone, within some seconds and some memory. And
 each tile that the direct reader gives is compared with OpenSlide's: it may not differ,
-and there may be none where OpenSlide refuses.
+and there may be none where OpenSlide refuses. Last come files of a few bytes that claim
+what no memory holds: they are refused before any is taken, or do no harm.
 
 Real slides are taken from ``HISTOMAE_TEST_DATA`` where that is set, the others made.
 
@@ -34,6 +35,7 @@ import imagecodecs
 import numpy as np
 import psutil
 import tifffile
+from bombs import BOMBS
 from figures import Figure, load, options, report, say
 from tiled_slides import stained, write_tiled
 
@@ -57,8 +59,11 @@ COMPARED_TILES = 48
 CACHE_BYTES = 64 << 20
 #: How often a child is looked at, seconds.
 LOOK_S = 0.02
-#: On a machine that does other things too, a second is long.
-PATIENCE = 6
+#: On a machine that does other things too, a second is long: a child that stands still
+#: is stopped after so many times the time that a step may take.
+PATIENCE = 30
+#: What claims too much is refused within so many seconds and megabytes.
+BOMB_S, BOMB_MB = 1.0, 200.0
 #: Numbers that no size is.
 HUGE = (0, 1, 65_535, 1_000_000, 0x7FFFFFFF, 0xFFFFFFFF)
 #: TIFF: width, height, tile's width and height, places, bytes, strips, rows of a strip.
@@ -100,6 +105,9 @@ class Verdict:
     steps: Counter[str] = field(default_factory=Counter)
     refused: int = 0
     compared: int = 0
+    bombs: int = 0
+    refused_bombs: int = 0
+    slow_bombs: list[str] = field(default_factory=list)
     most_seconds: float = 0.0
     most_bytes: int = 0
 
@@ -116,6 +124,7 @@ class Verdict:
             "giant": self.giants,
             "no SlideError": self.strangers,
             "wrong": self.wrong,
+            "costly bomb": self.slow_bombs,
         }
 
 
@@ -142,6 +151,8 @@ def main() -> int:
                 f"{fixture.name}: {arguments.each} mutants in "
                 f"{time.monotonic() - begin:.0f} s"
             )
+        for number, name in enumerate(BOMBS):
+            look_for_long(start_bomb(name, Path(folder), number), arguments, verdict)
     for kind, lines in verdict.kinds().items():
         for line in lines[:20]:
             say(f"{kind}: {line}")
@@ -178,6 +189,13 @@ def figures(
         Figure(f"over {arguments.goal_mb:g} MB", len(verdict.giants), at_most=0),
         Figure("failures that are no SlideError", len(verdict.strangers), at_most=0),
         Figure("tiles that OpenSlide refuses or differ", len(verdict.wrong), at_most=0),
+        Figure("files that claim what no memory holds", verdict.bombs),
+        Figure("of them refused, by SlideError", verdict.refused_bombs),
+        Figure(
+            f"of them over {BOMB_S:g} s a step or {BOMB_MB:g} MB",
+            len(verdict.slow_bombs),
+            at_most=0,
+        ),
     ]
 
 
@@ -414,7 +432,7 @@ def in_child(fixture: Fixture, folder: Path, seed: tuple[int, ...], out: int) ->
     """Damage a slide and go through it."""
     told = Told(out)
     random = np.random.default_rng(seed)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     try:
         way, content = damage(fixture, random)
         told.tell(way=way)
@@ -470,13 +488,51 @@ def start(fixture: Fixture, name: str, folder: Path, seed: tuple[int, ...]) -> C
     process = os.fork()
     if not process:
         os.close(out)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)  # GLib's words before it aborts
+        alone()
         in_child(fixture, place, seed, into)
         os._exit(0)
     os.close(into)
     return Child(name, process, out, place, time.monotonic())
+
+
+def alone() -> None:
+    """Leave no core and no words behind."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # GLib's words before it aborts
+
+
+# ---- what claims too much
+
+
+def start_bomb(name: str, folder: Path, number: int) -> Child:
+    """Fork a child that goes through a file which claims too much."""
+    out, into = os.pipe()
+    place = folder / f"bomb-{number}"
+    place.mkdir()
+    path = place / "bomb.svs"
+    path.write_bytes(BOMBS[name]())
+    process = os.fork()
+    if not process:
+        os.close(out)
+        alone()
+        told = Told(into)
+        told.tell(way=name, base=psutil.Process().memory_info().rss)
+        try:
+            go_through(path, np.random.default_rng(0), told)
+        except Exception:  # noqa: BLE001 - whatever it is, it is what is looked for
+            told.tell(stranger=traceback.format_exc(limit=-4))
+        os._exit(0)
+    os.close(into)
+    return Child(f"bomb: {name}", process, out, place, time.monotonic())
+
+
+def look_for_long(
+    child: Child, arguments: argparse.Namespace, verdict: Verdict
+) -> None:
+    """Wait for a child with a bomb, and put down how it ended."""
+    while not look_at(child, arguments, verdict):
+        time.sleep(LOOK_S)
 
 
 def look_at(child: Child, arguments: argparse.Namespace, verdict: Verdict) -> bool:
@@ -495,7 +551,9 @@ def look_at(child: Child, arguments: argparse.Namespace, verdict: Verdict) -> bo
     before = verdict.faults
     put_down(child, status, is_stopped, used.ru_maxrss * 1024, arguments, verdict)
     if arguments.keep and verdict.faults > before:
-        shutil.copytree(child.folder, arguments.keep / child.folder.name)
+        shutil.copytree(
+            child.folder, arguments.keep / child.folder.name, dirs_exist_ok=True
+        )
     shutil.rmtree(child.folder, ignore_errors=True)
     return True
 
@@ -529,8 +587,18 @@ def put_down(
         verdict.crashes.append(f"{where}: signal {status & 0x7F}")
     if most_bytes > 1e6 * arguments.goal_mb:
         verdict.giants.append(f"{where}: {most_bytes / 1e6:.0f} MB")
-    verdict.count += 1
-    verdict.refused += any("failed" in line for line in lines)
+    refused = any("failed" in line for line in lines)
+    base = next((line["base"] for line in lines if "base" in line), None)
+    if base is not None:
+        verdict.bombs += 1
+        slowest = max((line.get("seconds", 0.0) for line in lines), default=0.0)
+        more_mb = (most_bytes - base) / 1e6
+        verdict.refused_bombs += refused
+        if slowest > BOMB_S or more_mb > BOMB_MB:
+            verdict.slow_bombs.append(f"{where}: {slowest:.2f} s, {more_mb:.0f} MB")
+    else:
+        verdict.count += 1
+        verdict.refused += refused
     verdict.most_bytes = max(verdict.most_bytes, most_bytes)
 
 
@@ -540,7 +608,9 @@ def read_all(out: int) -> list[dict[str, Any]]:
         return [json.loads(line) for line in pipe]
 
 
-def lenient_jpeg(data: bytes, head: bytes, size: tuple[int, int]) -> Array | None:
+def lenient_jpeg(
+    data: bytes, head: bytes, size: tuple[int, int], *, reduce: int = 1
+) -> Array | None:
     """Decode a tile whatever the JPEG library says of it."""
     found = decoders.segments(data)
     if found is None:
@@ -550,7 +620,7 @@ def lenient_jpeg(data: bytes, head: bytes, size: tuple[int, int]) -> Array | Non
         pixels: Array = imagecodecs.jpeg8_decode(whole)
     except (RuntimeError, ValueError):
         return None
-    return pixels if pixels.shape == (size[1], size[0], 3) else None
+    return pixels if pixels.shape == decoders.reduced_shape(size, reduce) else None
 
 
 if __name__ == "__main__":

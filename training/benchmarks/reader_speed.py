@@ -213,8 +213,10 @@ def plant() -> None:
     """Let the direct reader be wrong where it was not tried."""
     right = direct.DirectLevel.tile
 
-    def wrong(self: direct.DirectLevel, col: int, row: int) -> Array | None:
-        tile = right(self, col, row)
+    def wrong(
+        self: direct.DirectLevel, col: int, row: int, *, reduce: int = 1
+    ) -> Array | None:
+        tile = right(self, col, row, reduce=reduce)
         if tile is None or (col, row) in set(self._samples()):
             return tile
         tile = tile.copy()

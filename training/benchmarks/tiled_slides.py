@@ -90,6 +90,8 @@ def write_tiled(
                 tile=tile[::-1],
                 compression=COMPRESSIONS["jpeg" if kind == "jpeg" else coding],
                 photometric=colours if kind == "jpeg" else "rgb",
+                # Else what is said to be RGB is turned into YCbCr by the writer.
+                compressionargs={"outcolorspace": "rgb"} if colours == "rgb" else None,
                 jpegtables=tables,
                 description="Aperio Image Library\r\nmade|MPP = 0.5"
                 if aperio

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from histomae.infer.encoder import TileEncoder
     from histomae.learn.runs import RunFolder
     from histomae.slides.slide import Slide
+    from histomae.slides.tissue import TissueParams
 
 ABOUT = (
     "Masked autoencoders on whole-slide images. For research only: this is no medical "
@@ -103,7 +104,7 @@ class Pretrain(PretrainConfig, _Where):
         tyro.conf.Positional,
         tyro.conf.arg(metavar="[SLIDE ...]", help_behavior_hint=""),
     ] = ()
-    """Slide files, or folders of them; none: go on with --run."""
+    """Slide files, folders of them, or addresses (s3://…); none: go on with --run."""
 
     def __post_init__(self) -> None:
         """Leave the checks to :meth:`settings`: tyro would wrap what they say."""
@@ -190,7 +191,7 @@ class Probe:
     """
 
     slides: Slides = ()
-    """Slide files."""
+    """Slide files, or addresses of them."""
     regions: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")]
     """GeoJSON files as QuPath writes them: one for each slide, in the same order."""
     encoder: Encoder
@@ -210,6 +211,7 @@ class Probe:
         from histomae.evaluate.describe import describe_weights
         from histomae.exchange.qupath import read_annotations
         from histomae.learn.teach import LabelledSlide, teach
+        from histomae.slides.remote import local_copies
         from histomae.slides.slide import Slide
 
         if not self.slides:
@@ -224,7 +226,8 @@ class Probe:
         encoder = _encoder(self.encoder, self.device)
         with ExitStack() as stack:
             labelled = []
-            for path, regions in zip(self.slides, self.regions, strict=True):
+            copies = show(local_copies(self.slides))
+            for path, regions in zip(copies, self.regions, strict=True):
                 slide = Slide.open(path, fallback_mpp=self.slide_mpp)
                 stack.callback(slide.close)
                 corner = slide.bounds_l0[:2]
@@ -241,15 +244,25 @@ class _IntoFolder:
     """What every command asks that makes files of slides."""
 
     slides: Slides = ()
-    """Slide files, or folders of them."""
+    """Slide files, folders of them, or addresses such as s3://bucket/a.svs."""
     out: Folder
     """The folder for the results."""
     min_tissue: float = 0.5
     """Tiles with a smaller share of tissue are left out."""
+    tissue: str = ""
+    """What counts as tissue, such as 'closing_um=0, least_texture=0.03'; empty: what
+    was set for each slide in the dock, or the defaults."""
     slide_mpp: float | None = None
     """Pixel size of level 0, µm, for slides whose file names none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
+
+    @property
+    def tissue_params(self) -> TissueParams | None:
+        """What counts as tissue; None: what is remembered for each slide."""
+        from histomae.slides.tissue import TissueParams
+
+        return TissueParams.from_text(self.tissue) if self.tissue else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,8 +276,10 @@ class _OnSlides(_IntoFolder):
         """Look at each slide; exit with 1 at the end if one could not be read."""
         from histomae.slides.slide import Slide
 
+        counts = self.tissue_params
+
         def open_and_look(path: Path) -> None:
-            with Slide.open(path, fallback_mpp=self.slide_mpp) as slide:
+            with Slide.open(path, fallback_mpp=self.slide_mpp, tissue=counts) as slide:
                 look(slide)
 
         _each(_told_apart(self.slides), open_and_look)
@@ -457,7 +472,15 @@ class Embed(_IntoFolder):
         embedding = SlideEmbedding(
             open_embedder(choice), self.pooling, self.min_tissue, self.batch_size
         )
-        plan = show(plan_cohort(slides, embedding, self.out, slide_mpp=self.slide_mpp))
+        plan = show(
+            plan_cohort(
+                slides,
+                embedding,
+                self.out,
+                slide_mpp=self.slide_mpp,
+                tissue=self.tissue_params,
+            )
+        )
         if self.scheduler is None:
             done = show(embed_cohort(plan, embedding))
         else:
@@ -513,12 +536,18 @@ class Info:
     def __call__(self) -> None:
         """Describe every path; exit with 1 at the end if one could not be read."""
         from histomae.evaluate.describe import contents, describe
+        from histomae.slides.remote import local_copies
 
         if not self.paths:
             raise ConfigError("paths", "none is given. Name a slide or a checkpoint.")
+
+        def tell(path: Path) -> None:
+            (here,) = show(local_copies([path]))
+            say("\n".join(describe(here, slide_mpp=self.slide_mpp)))
+
         _each(
             [one for path in self.paths for one in contents(path)],
-            lambda path: say("\n".join(describe(path, slide_mpp=self.slide_mpp))),
+            tell,
             of_one=(HistomaeError,),
         )
 
@@ -746,13 +775,14 @@ def _each(
 
 
 def _told_apart(paths: Sequence[Path]) -> list[Path]:
-    """Return the slides among files and folders; no two may have one name."""
+    """Return the slides among files, folders and addresses; no two of one name."""
     from histomae.slides.find import find_slides
+    from histomae.slides.remote import local_copies
 
     if not paths:
         raise ConfigError("slides", "none is given. Name slides or a folder.")
     by_name: dict[str, Path] = {}
-    for path in find_slides(paths):
+    for path in find_slides(show(local_copies(paths))):
         other = by_name.setdefault(path.stem, path)
         if other != path:
             raise ConfigError(

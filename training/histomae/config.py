@@ -76,7 +76,8 @@ class PretrainConfig:
     """
 
     slides: tuple[str, ...] = ()
-    """Slide files, or folders of them; for pama files of their features."""
+    """Slide files, folders of them, or addresses such as s3://bucket/a.svs; for pama
+    files of their features."""
     method: str = "mae"
     """Self-supervised method: mae, sd-mae, mpcs or pama."""
     encoder: str = "vit_small"
@@ -104,6 +105,9 @@ class PretrainConfig:
     """Crops taken from each region of the region-dense sampler."""
     min_tissue: float = 0.5
     """A crop with a smaller share of tissue is not taken."""
+    tissue: str = ""
+    """What counts as tissue, such as 'closing_um=0, least_texture=0.03'; empty: what
+    was set for each slide in the dock, or the defaults."""
     max_iou: float = 0.25
     """Two crops of the random sampler overlap by no more (intersection over union)."""
     held_out: float = 0.1

@@ -15,11 +15,13 @@ from histomae.infer.cohort import (
     SlideTask,
     cohort_mpp,
     embed_cohort,
+    embed_task,
     plan_cohort,
 )
 from histomae.infer.embed import SlideEmbedding
 from histomae.infer.encoder import TileEncoder
 from histomae.slides.slide import Slide
+from histomae.slides.tissue import TissueParams, remember_params
 
 
 @pytest.fixture
@@ -99,6 +101,20 @@ def test_what_is_done_is_not_done_again(done, cohort, embedding, out):
     again = result_of(embed_cohort(plan, embedding))
     assert again.written == (out / "b.h5",)
     assert (out / "a.h5").stat().st_mtime_ns == before
+
+
+def test_what_counts_as_tissue_goes_along_with_a_slide(cohort, embedding, out):
+    """A worker on another machine remembers nothing of what was set here."""
+    with Slide.open(cohort[0]) as slide:
+        remember_params(slide, TissueParams(closing_um=8.0))
+        tasks = result_of(plan_cohort(cohort, embedding, out)).tasks
+        remember_params(slide, TissueParams())
+        assert tasks[0].tissue == TissueParams(closing_um=8.0)
+        result_of(embed_task(tasks[0], embedding))
+    assert read_features(tasks[0].out).header.tissue["closing_um"] == 8.0
+    said = TissueParams(least_density=0.1)
+    tasks = result_of(plan_cohort(cohort[1:], embedding, out, tissue=said)).tasks
+    assert {task.tissue for task in tasks} == {said}
 
 
 def test_broken_off_it_leaves_whole_files_alone(plan, embedding, out, cohort):

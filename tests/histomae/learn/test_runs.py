@@ -120,6 +120,12 @@ def test_settings_come_back_with_absolute_paths(tmp_path, monkeypatch):
     assert run.state == "new"
 
 
+def test_addresses_of_slides_stay_as_they_are(tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.create(PretrainConfig(slides=("s3://ward/a.svs",)))
+    assert run.config().slides == ("s3://ward/a.svs",)
+
+
 def test_a_folder_that_holds_a_run_is_refused(run):
     with pytest.raises(RunError, match=r"already holds a run \(new\).*another folder"):
         run.create(PretrainConfig())

@@ -26,7 +26,7 @@ from histomae.slides.crops import (
     sample_crops,
 )
 from histomae.slides.slide import Slide
-from histomae.slides.tissue import TissueMask, tissue_mask
+from histomae.slides.tissue import TissueMask, TissueParams, tissue_mask
 
 SPEC = CropSpec(crop_px=112, mpp=1.0, per_slide=60)
 
@@ -288,6 +288,17 @@ def test_manifest_of_several_slides(slides):
         for held in manifest.xy_l0[mine & manifest.held_out]:
             for train in manifest.xy_l0[mine & ~manifest.held_out]:
                 assert plain_iou(held, train, (56, 56)) == 0
+
+
+def test_a_manifest_says_what_counted_as_tissue(slides, tmp_path):
+    params = TissueParams(least_density=0.3, closing_um=0.0)
+    with Slide.open(slides[0].path, tissue=params) as slide:
+        manifest = result_of(build_manifest([slide, slides[1]], COHORT))
+    usual = result_of(build_manifest(slides[:2], COHORT))
+    assert [entry.tissue for entry in manifest.slides] == [params.text, ""]
+    assert not np.array_equal(manifest.xy_l0, usual.xy_l0)
+    manifest.save(tmp_path / "crops.parquet")
+    assert CropManifest.load(tmp_path / "crops.parquet").slides == manifest.slides
 
 
 def test_neighbours_have_one_region(slides):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image, ImageFilter
 
 from benchmarks.tiled_slides import CODINGS
 from histomae.errors import SlideError
@@ -121,8 +122,8 @@ def test_a_reader_that_is_wrong_is_not_taken(make_tiled, stained, both, monkeypa
     path = make_tiled([stained(500, 300)])
     right = decoders.jpeg
 
-    def almost_right(*arguments):
-        pixels = right(*arguments).copy()
+    def almost_right(*given, **options):
+        pixels = right(*given, **options).copy()
         pixels[40, 50, 1] ^= 1
         return pixels
 
@@ -133,18 +134,18 @@ def test_a_reader_that_is_wrong_is_not_taken(make_tiled, stained, both, monkeypa
 
 
 def test_colours_are_those_of_the_tag_not_of_the_tile(make_tiled, stained, both):
-    # The same bytes, said to be RGB and said to be YCbCr: OpenSlide goes by the tag.
-    shown = []
+    # Tiles that say RGB of YCbCr, and the other way round: OpenSlide goes by the tag.
+    picture = stained(300, 200)
     for said in ("jpeg ycbcr", "jpeg rgb"):
 
         def swap(_, tiles, mark=SAYS_OTHERWISE[said]):
             tiles[:] = [each[:2] + mark + each[2:] for each in tiles]
 
-        fast, slow = both(make_tiled([stained(300, 200)], said, spoil=swap))
+        fast, slow = both(make_tiled([picture], said, spoil=swap))
         assert fast.is_direct(0)
         assert tiles_that_differ(fast, slow) == []
-        shown.append(fast.read_scaled((0, 0), (300, 200), (1, 1)).mean((0, 1)))
-    assert np.abs(shown[0] - shown[1]).max() > 10
+        shown = fast.read_scaled((0, 0), (300, 200), (1, 1)).astype(int)
+        assert np.abs(shown - picture).mean() < 12
 
 
 JFIF = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
@@ -152,6 +153,36 @@ SAYS_OTHERWISE = {
     "jpeg ycbcr": decoders.SAYS_RGB,
     "jpeg rgb": JFIF,
 }
+
+
+# ---- smaller
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+def test_a_reduced_tile_shows_the_same(make_tiled, stained, both, coding):
+    picture = Image.fromarray(stained(300, 210)).filter(ImageFilter.GaussianBlur(9))
+    fast, slow = both(make_tiled([np.array(picture)], coding, tile=(128, 96)))
+    for slide in (fast, slow):
+        for place in ((0, 0), (1, 1), (2, 2)):  # the last one is cut
+            whole = slide.native_tile(0, *place)
+            for reduce in (2, 4, 8):
+                small = slide.native_tile(0, *place, reduce=reduce)
+                assert small.shape == decoders.reduced_shape(whole.shape[1::-1], reduce)
+                inside = (whole.shape[0] // reduce, whole.shape[1] // reduce)
+                cut = whole[: inside[0] * reduce, : inside[1] * reduce].astype(float)
+                blocks = cut.reshape(inside[0], reduce, inside[1], reduce, 3)
+                expected = blocks.mean((1, 3))
+                if slide is fast and "jp2" in coding:
+                    # Wavelets lie on the first of the pixels, not in their middle.
+                    expected = blocks[:, 0, :, 0]
+                away = np.abs(expected - small[: inside[0], : inside[1]])
+                most = 0.6 if slide is slow else 8 if coding == "jp2 ycbcr" else 4
+                assert away.mean() < most, (reduce, place)
+                assert slide.cached_native_tile(0, *place, reduce=reduce) is small
+                asked = slide.request_native_tile(0, *place, reduce=reduce)
+                assert asked.result(10) is small
+    with pytest.raises(ValueError, match="one of"):
+        fast.native_tile(0, 0, 0, reduce=3)
 
 
 # ---- damage

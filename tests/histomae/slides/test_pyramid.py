@@ -1,11 +1,15 @@
 """A slide as lazy arrays: numpy's meaning, bounded memory, never a whole level 0."""
 
+import gc
+import struct
 import threading
+import tracemalloc
 
 import numpy as np
 import openslide
 import pytest
 
+from benchmarks import tiled_slides
 from histomae.errors import SlideError
 from histomae.slides import pyramid as pyramid_module
 from histomae.slides import slide_file
@@ -176,6 +180,28 @@ def test_the_last_level_is_one_that_the_file_stores(stand_in):
     assert {level for level, _, _ in handle.reads} == {1}
 
 
+def test_jpeg_tiles_are_decoded_to_fewer_pixels(made_slide, monkeypatch):
+    decoded, decode = [], slide_file.SlideFile.tile
+
+    def watched(file, level, col, row, reduce):
+        decoded.append(reduce)
+        return decode(file, level, col, row, reduce)
+
+    monkeypatch.setattr(slide_file.SlideFile, "tile", watched)
+    with Slide.open(made_slide((10_000, 10_000), factors=(1, 16))) as slide:
+        levels = {level.factor: level for level in pyramid(slide)}
+        y, x, side = 5120, 1024, 512  # an edge of the tissue runs through
+        fine = levels[1][y : y + side, x : x + side]
+        assert np.ptp(fine.mean(-1)) > 100
+        for factor in (2, 4, 8):
+            decoded.clear()
+            top, left, n = y // factor, x // factor, side // factor
+            coarse = levels[factor][top : top + n, left : left + n]
+            assert set(decoded) == {factor}
+            assert levels[factor].chunks == levels[1].chunks
+            assert np.abs(reduced(fine, factor) - coarse).mean() < 1
+
+
 @pytest.mark.usefixtures("small_chunks")
 def test_a_level_of_another_factor_is_resampled(open_slide):
     slide, _ = open_slide((790, 602), (1, 3))
@@ -213,10 +239,10 @@ def watch_tiles(monkeypatch, meanwhile=lambda: None):
     """Return the list of (level, column, row) to which every decoded tile is added."""
     decoded, decode = [], slide_file._Opened.tile
 
-    def watched(opened, *at):
+    def watched(opened, level, col, row, reduce):
         meanwhile()
-        decoded.append(at)
-        return decode(opened, *at)
+        decoded.append((level, col, row))
+        return decode(opened, level, col, row, reduce)
 
     monkeypatch.setattr(slide_file._Opened, "tile", watched)
     return decoded
@@ -245,6 +271,64 @@ def test_beyond_the_slide_is_background(make_slide, noise, stand_in):
     colour = {openslide.PROPERTY_NAME_BACKGROUND_COLOR: "F0E8F4"}
     slide, _ = stand_in([noise(403, 305)], colour)
     assert (pyramid(slide)[0][305:] == (0xF0, 0xE8, 0xF4)).all()
+
+
+def test_without_small_levels_a_huge_slide_is_not_decoded_whole(stand_in):
+    side = 40_000
+    slide, handle = stand_in([np.broadcast_to(np.uint8(200), (side, side, 4))])
+    errors = []
+    levels = pyramid(slide, on_error=errors.append)
+    assert (levels[-1][:] == unreadable(levels[-1].shape[:2])).all(-1).mean() > 0.9
+    assert handle.reads == []
+    assert "convert it to a pyramidal TIFF" in str(errors[0])
+    errors.clear()
+    assert np.ptp(levels[3][600:1200, 800:1600]) == 0  # nearer, it is shown
+    assert errors == []
+
+
+def test_what_is_claimed_but_not_stored_is_not_decoded(make_tiled, monkeypatch):
+    path = make_tiled([tiled_slides.stained(500, 500)], tile=(128, 128))
+    content = path.read_bytes()
+    claim = struct.pack("<HHII", 257, 4, 1, 500)
+    assert content.count(claim) == 1
+    path.write_bytes(content.replace(claim, struct.pack("<HHII", 257, 4, 1, 1_000_000)))
+    decoded = watch_tiles(monkeypatch)
+    with Slide.open(path, cache=TileCache()) as slide:
+        levels = pyramid(slide, cache=TileCache())
+        whole = levels[4][:]
+        levels[-1][:]
+    assert {(col, row) for _, col, row in decoded} == set(np.ndindex(4, 4))
+    assert whole.shape[0] >= 1_000_000 / 16
+    assert (whole[:31, :31] < 255).any(-1).all()
+    assert (whole[32:] == 255).all()
+
+
+def test_what_cannot_be_read_costs_no_memory(stand_in):
+    side = 8_000
+    slide, handle = stand_in([np.broadcast_to(np.uint8(200), (side, side, 4))])
+    handle.broken = [(0, 0, side, side)]
+    levels = pyramid(slide, cache=TileCache(0), on_error=lambda _: None)
+    tracemalloc.start()
+    try:
+        levels[-1][:]
+        gc.collect()
+        # Of the pixels that were decoded for them, the failures keep none.
+        kept = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    failures = [one for level in levels for one in level._failures.values()]
+    assert len(failures) > 50
+    pictures = sum(one.pixels.nbytes for one in failures if one.pixels is not None)
+    assert kept < pictures + (8 << 20)
+
+
+def test_a_mark_ends_where_the_slide_does(stand_in):
+    slide, handle = stand_in([np.broadcast_to(np.uint8(200), (300, 200, 4))])
+    handle.broken = [(0, 0, 200, 300)]
+    (level,) = pyramid(slide, cache=TileCache(0))
+    (_, failure) = level._chunk(0, 0)
+    assert "cannot be read" in str(failure)
+    assert level._chunk(0, 0)[0].shape == (300, 200, 3)
 
 
 def test_a_box_beyond_a_level_is_empty(make_slide, noise):
@@ -518,4 +602,6 @@ def test_real_slide_of_one_level_gets_virtual_ones(shared_data):
         assert [level.factor for level in levels] == [1, 2]
         fine = levels[0][1024:1152, 1024:1152]
         coarse = levels[1][512:576, 512:576]
-    assert np.abs(reduced(fine, 2) - coarse).max() <= 0.5
+    away = np.abs(reduced(fine, 2) - coarse)
+    assert away.max() <= 12  # JPEG, decoded to half its size: clipped once, not thrice
+    assert away.mean() < 0.5

@@ -284,10 +284,20 @@ def test_true_factor_that_is_not_whole():
 def test_levels_of_a_slide(make_slide):
     with Slide.open(make_slide(size=(1203, 901), factors=(1, 2, 8))) as slide:
         assert slide.levels == (
-            Level(0, (1203, 901), (1.0, 1.0), (256, 256)),
-            Level(1, (601, 450), (2.0, 2.0), (256, 256)),
-            Level(2, (150, 112), (8.0, 8.0), (256, 256)),
+            Level(0, (1203, 901), (1.0, 1.0), (256, 256), (0, 0, 1203, 901)),
+            Level(1, (601, 450), (2.0, 2.0), (256, 256), (0, 0, 601, 450)),
+            Level(2, (150, 112), (8.0, 8.0), (256, 256), (0, 0, 150, 112)),
         )
+
+
+def test_pixels_are_tried_in_two_places(stand_in, noise):
+    slide, handle = stand_in([noise(600, 400)])
+    handle.broken = [(290, 190, 310, 210)]
+    slide.try_pixels()
+    assert [read[1:] for read in handle.reads] == [(64, 64), (64, 64)]
+    handle.broken = [(0, 0, 600, 400)]
+    with pytest.raises(SlideError, match="cannot be read"):
+        slide.try_pixels()
 
 
 # ---- micrometres per pixel

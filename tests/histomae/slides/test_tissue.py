@@ -23,6 +23,7 @@ from histomae.slides.tissue import (
     dilated,
     median3,
     overview,
+    params_of,
     remember_params,
     remembered_params,
     tissue_cells,
@@ -56,6 +57,12 @@ def test_blank_glass_has_no_tissue():
     noisy = 238 + random.normal(0, 2, (200, 300, 3))
     assert not found(noisy.astype(np.uint8)).any()
     assert not found(np.zeros((1, 1, 3), np.uint8) + np.uint8(255)).any()
+
+
+def test_a_picture_of_black_and_nearly_black_is_no_tissue():
+    pixels = np.zeros((200, 300, 3), np.uint8)
+    pixels[50:150, 80:200] = 30
+    assert not found(pixels).any()
 
 
 def test_a_picture_full_of_tissue_is_all_tissue(section):
@@ -214,6 +221,43 @@ def test_tinted_glass_is_glass(section):
 def test_params_are_checked(field, value):
     with pytest.raises(ConfigError, match=field):
         TissueParams(**{field: value})
+
+
+def test_params_come_back_from_their_text():
+    assert TissueParams().text == ""
+    assert TissueParams.from_text("") == TissueParams()
+    params = TissueParams(least_density=0.1, closing_um=0.0, leave_out_marks=False)
+    assert TissueParams.from_text(params.text) == params
+    assert TissueParams.from_text(" closing_um=4,least_density=null ") == TissueParams(
+        closing_um=4
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("closing=4", "tissue: 'closing=4' is no setting=value"),
+        ("closing_um", "closing_um: '' is no number"),
+        ("closing_um=wide", "closing_um: 'wide' is no number"),
+        ("closing_um=-1", "closing_um: -1 is no number from 0 to 1000"),
+    ],
+)
+def test_a_text_that_says_no_params_is_refused(text, words):
+    with pytest.raises(ConfigError) as caught:
+        TissueParams.from_text(text)
+    assert words in str(caught.value)
+
+
+def test_what_a_slide_is_opened_with_outranks_what_is_remembered(section_slide):
+    path, params = section_slide[0], TissueParams(least_density=0.3)
+    with Slide.open(path) as plain, Slide.open(path, tissue=params) as slide:
+        remember_params(plain, TissueParams(least_density=0.1))
+        assert params_of(plain) == TissueParams(least_density=0.1)
+        assert params_of(slide) == params
+        np.testing.assert_array_equal(
+            tissue_mask(slide).mask, tissue_mask(plain, params).mask
+        )
+        remember_params(plain, TissueParams())
 
 
 def test_each_param_does_what_it_says(section):

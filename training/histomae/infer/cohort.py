@@ -21,6 +21,7 @@ from histomae.events import Note, Progress
 from histomae.exchange.features import SUFFIX, read_header, write_features
 from histomae.infer.tiles import CLOCK_STEP_S
 from histomae.slides.slide import Slide, default_mpp
+from histomae.slides.tissue import params_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from histomae.exchange.features import FeatureHeader
     from histomae.infer.embed import SlideEmbedding
     from histomae.models.feature_spec import FeatureSpec
+    from histomae.slides.tissue import TissueParams
 
 #: What may be wrong with one slide of many.
 OF_ONE_SLIDE = (SlideError, UpsamplingError, NotEnoughDataError)
@@ -40,12 +42,14 @@ class SlideTask:
     """One slide to embed: its file, and the file its features go to.
 
     ``slide_mpp``: pixel size (x, y) of level 0, µm, where the slide's file names none.
+    ``tissue``: what counts as tissue on it.
     """
 
     slide: Path
     out: Path
     tiles: int
     slide_mpp: tuple[float, float] | None = None
+    tissue: TissueParams | None = None
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,11 @@ def plan_cohort(
     out: Path,
     *,
     slide_mpp: float | None = None,
+    tissue: TissueParams | None = None,
 ) -> Generator[Event, None, CohortPlan]:
     """Look at every slide, and at what is in ``out`` already.
+
+    ``tissue`` counts on all of them; None: what is remembered for each.
 
     Raises
     ------
@@ -119,7 +126,7 @@ def plan_cohort(
     for number, path in enumerate(slides, start=1):
         file = out / f"{path.stem}{SUFFIX}"
         try:
-            with Slide.open(path, fallback_mpp=slide_mpp) as slide:
+            with Slide.open(path, fallback_mpp=slide_mpp, tissue=tissue) as slide:
                 grid = embedding.grid_over(slide)
                 if file in made:
                     wanted = embedding.header_of(slide, grid, 0)
@@ -129,7 +136,8 @@ def plan_cohort(
                     tiles = len(embedding.cells_of(slide, grid))
                     # What a person said may be known on this machine only.
                     said = None if slide.mpp_source == "file" else slide.mpp
-                    tasks.append(SlideTask(path, file, tiles, said))
+                    task = SlideTask(path, file, tiles, said, params_of(slide))
+                    tasks.append(task)
         except OF_ONE_SLIDE as error:
             failures.append(Failure(path, str(error)))
             yield Note(str(error))
@@ -191,7 +199,9 @@ def embed_task(
     SlideError, UpsamplingError, NotEnoughDataError, FeatureError
         If it cannot be done.
     """
-    with Slide.open(task.slide, fallback_mpp=task.slide_mpp) as slide:
+    with Slide.open(
+        task.slide, fallback_mpp=task.slide_mpp, tissue=task.tissue
+    ) as slide:
         features = yield from embedding.features_of(slide)
     write_features(task.out, features)
 

@@ -13,7 +13,7 @@ from histomae.infer.encoder import check_pooling
 from histomae.infer.tiles import map_tiles, no_tiles
 from histomae.models.feature_spec import FeatureSpec
 from histomae.slides.grid import TileGrid
-from histomae.slides.tissue import remembered_params, tissue_cells, tissue_mask
+from histomae.slides.tissue import params_of, tissue_cells, tissue_mask
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -151,7 +151,7 @@ class SlideEmbedding:
             mpp_source=slide.mpp_source,
             dimensions=slide.dimensions,
             grid=grid,
-            tissue={"min_tissue": self.min_tissue, **asdict(remembered_params(slide))},
+            tissue={"min_tissue": self.min_tissue, **asdict(params_of(slide))},
             precision=self.encoder.precision,
             synthetic=slide.is_synthetic,
         )

@@ -28,7 +28,9 @@ from histomae.learn.crops import CropReader, PictureSetReader
 from histomae.learn.pairs import possible_pairs
 from histomae.slides.crops import CropManifest, CropSpec, build_manifest
 from histomae.slides.find import find_slides
+from histomae.slides.remote import local_copies
 from histomae.slides.slide import Slide, default_mpp
+from histomae.slides.tissue import TissueParams
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
@@ -220,7 +222,7 @@ def _from_slides(
     factors: tuple[float, ...],
 ) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
     """Open the slides and draw crops, or read them; ``factors`` fall, times the mpp."""
-    paths = find_slides(config.slides)
+    paths = find_slides((yield from local_copies(config.slides)))
     if not paths:
         raise ConfigError("slides", "none is named. Choose slides or a folder.")
     slides = []
@@ -287,7 +289,10 @@ def open_slide(path: Path, config: PretrainConfig, stack: ExitStack) -> Slide:
     MissingMppError
         If its pixel size is unknown.
     """
-    slide = stack.enter_context(Slide.open(path, fallback_mpp=config.slide_mpp))
+    tissue = TissueParams.from_text(config.tissue) if config.tissue else None
+    slide = stack.enter_context(
+        Slide.open(path, fallback_mpp=config.slide_mpp, tissue=tissue)
+    )
     _ = slide.mpp  # says what is missing
     return slide
 

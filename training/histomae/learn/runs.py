@@ -48,6 +48,7 @@ from histomae.events import (
     event_from_json,
 )
 from histomae.files import append_whole, write_beside
+from histomae.slides.remote import address
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -540,7 +541,9 @@ def stop_on_signals(run: RunFolder) -> Iterator[None]:
 
 def absolute_paths(config: PretrainConfig) -> PretrainConfig:
     """Make paths independent of where a process is started."""
-    slides = tuple(str(Path(slide).absolute()) for slide in config.slides)
+    slides = tuple(
+        address(slide) or str(Path(slide).absolute()) for slide in config.slides
+    )
     changes: dict[str, Any] = {"slides": slides}
     if Path(config.init_from).is_file():
         changes["init_from"] = str(Path(config.init_from).absolute())

@@ -25,7 +25,7 @@ from histomae.errors import NotEnoughDataError, RunError
 from histomae.events import Event, Note, Progress
 from histomae.files import write_beside
 from histomae.slides.slide import check_mpp
-from histomae.slides.tissue import TissueMask, tissue_mask
+from histomae.slides.tissue import TissueMask, params_of, tissue_mask
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -67,13 +67,18 @@ class CropSpec:
 
 @dataclass(frozen=True)
 class SlideEntry:
-    """One slide of a manifest: where it was, what it is, and its µm per pixel."""
+    """One slide of a manifest: where it was, what it is, and its µm per pixel.
+
+    ``tissue`` is what counted as tissue, where that differs from the defaults; see
+    :attr:`histomae.slides.tissue.TissueParams.text`.
+    """
 
     path: str
     slide_id: str
     mpp_x: float
     mpp_y: float
     mpp_source: str
+    tissue: str = ""
 
 
 @dataclass(frozen=True)
@@ -399,5 +404,9 @@ def _stream(seed: int, slide_id: str) -> int:
 
 def _entry(slide: Slide) -> SlideEntry:
     return SlideEntry(
-        str(slide.path.resolve()), slide.slide_id, *slide.mpp, slide.mpp_source
+        str(slide.path.resolve()),
+        slide.slide_id,
+        *slide.mpp,
+        slide.mpp_source,
+        params_of(slide).text,
     )

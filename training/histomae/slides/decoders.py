@@ -7,6 +7,7 @@ as an error, and so does this. None is returned for what is odd; it need not be 
 
 from __future__ import annotations
 
+import io
 import struct
 from functools import cache
 from typing import Any
@@ -14,8 +15,12 @@ from typing import Any
 import imagecodecs
 import numpy as np
 import simplejpeg
+from PIL import Image
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+#: By how much a tile can be decoded smaller: by two to the power of the place here.
+REDUCTIONS = (1, 2, 4, 8)
 
 START, END = b"\xff\xd8", b"\xff\xd9"
 #: Baseline, extended and progressive, by Huffman's code.
@@ -52,7 +57,9 @@ def jpeg_head(tables: bytes, *, is_rgb: bool) -> bytes | None:
     return None if kept is None else START + says + kept
 
 
-def jpeg(data: bytes, head: bytes, size: tuple[int, int]) -> Pixels | None:
+def jpeg(
+    data: bytes, head: bytes, size: tuple[int, int], *, reduce: int = 1
+) -> Pixels | None:
     """Decode a tile.
 
     Parameters
@@ -63,10 +70,13 @@ def jpeg(data: bytes, head: bytes, size: tuple[int, int]) -> Pixels | None:
         What :func:`jpeg_head` returned for its file.
     size
         (width, height) that it must have.
+    reduce
+        One of ``REDUCTIONS``: a pixel is the mean of so many by so many, taken from the
+        lowest frequencies alone.
 
     Returns
     -------
-    uint8 (height, width, 3), RGB.
+    uint8 (height, width, 3), RGB; both divided by ``reduce``, rounded up.
     """
     found = segments(data)
     if found is None:
@@ -82,10 +92,15 @@ def jpeg(data: bytes, head: bytes, size: tuple[int, int]) -> Pixels | None:
     if kept is None:
         return None
     whole = head + kept + data[found[1] :]
+    shape = reduced_shape(size, reduce)
+    least = {} if reduce == 1 else {"min_height": shape[0], "min_width": shape[1]}
     try:
-        return simplejpeg.decode_jpeg(whole, "RGB", strict=True)
+        pixels = simplejpeg.decode_jpeg(
+            whole, "RGB", strict=True, min_factor=reduce, **least
+        )
     except ValueError:
         return None
+    return pixels if pixels.shape == shape else None
 
 
 def segments(data: bytes) -> tuple[list[tuple[int, bytes]], int] | None:
@@ -125,7 +140,9 @@ def _without_colours(segments: list[tuple[int, bytes]]) -> bytes | None:
     return b"".join(kept)
 
 
-def jpeg2000(data: bytes, size: tuple[int, int], *, is_rgb: bool) -> Pixels | None:
+def jpeg2000(
+    data: bytes, size: tuple[int, int], *, is_rgb: bool, reduce: int = 1
+) -> Pixels | None:
     """Decode a tile of an Aperio slide: a bare code stream.
 
     Parameters
@@ -134,20 +151,37 @@ def jpeg2000(data: bytes, size: tuple[int, int], *, is_rgb: bool) -> Pixels | No
         (width, height) that it must have.
     is_rgb
         Whether it gives RGB; else YCbCr, which is turned into RGB here.
+    reduce
+        One of ``REDUCTIONS``: only the coarser wavelets are decoded.
 
     Returns
     -------
-    uint8 (height, width, 3), RGB.
+    uint8 (height, width, 3), RGB; both divided by ``reduce``, rounded up.
     """
     if not _is_plain_jpeg2000(data, size):
         return None
     try:
-        pixels = imagecodecs.jpeg2k_decode(data)
-    except RuntimeError:
+        if reduce == 1:
+            pixels = imagecodecs.jpeg2k_decode(data)
+        else:
+            pixels = _coarse_jpeg2000(data, reduce)
+    except (RuntimeError, OSError, ValueError):
         return None
-    if pixels.dtype != np.uint8 or pixels.shape != (size[1], size[0], 3):
+    if pixels.dtype != np.uint8 or pixels.shape != reduced_shape(size, reduce):
         return None
     return pixels if is_rgb else _rgb_from_ycbcr(pixels)
+
+
+def _coarse_jpeg2000(data: bytes, reduce: int) -> Pixels:
+    with Image.open(io.BytesIO(data), formats=["JPEG2000"]) as picture:
+        # An option of this format's plugin, whatever the base class has of that name.
+        picture.reduce = REDUCTIONS.index(reduce)  # type: ignore[method-assign, assignment]
+        return np.asarray(picture)
+
+
+def reduced_shape(size: tuple[int, int], reduce: int) -> tuple[int, int, int]:
+    """Return the array's shape of a picture of (width, height), reduced."""
+    return -(-size[1] // reduce), -(-size[0] // reduce), 3
 
 
 def _is_plain_jpeg2000(data: bytes, size: tuple[int, int]) -> bool:

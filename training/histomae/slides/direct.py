@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from histomae.slides.oracle import APERIO, PLAIN_FORMATS
 from histomae.slides.stamp import Stamp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from histomae.slides.oracle import Oracle
@@ -34,6 +35,13 @@ JPEG, JPEG2000_YCBCR, JPEG2000_RGB = 7, 33003, 33005
 PHOTOMETRIC_RGB, PHOTOMETRIC_YCBCR = 2, 6
 #: Where OpenSlide lands between pixels and this is undone, grey values may be off.
 UNDONE_MAX, UNDONE_MEAN = 4, 1.0
+
+
+class Decoder(Protocol):
+    """From the bytes of a tile to pixels (H, W, 3), or None where it is odd."""
+
+    def __call__(self, data: bytes, *, reduce: int) -> Pixels | None:
+        """Decode a tile, ``reduce`` times smaller."""
 
 
 def is_switched_on() -> bool:
@@ -53,7 +61,8 @@ class DirectLevel:
     directory
         Where its tiles lie.
     decode
-        From a tile's bytes to pixels, or None where OpenSlide must be asked.
+        From a tile's bytes to pixels, or None where OpenSlide must be asked; see
+        :func:`histomae.slides.decoders.jpeg` for ``reduce``.
     """
 
     def __init__(
@@ -61,7 +70,7 @@ class DirectLevel:
         path: Path,
         stamp: Stamp,
         directory: Directory,
-        decode: Callable[[bytes], Pixels | None],
+        decode: Decoder,
     ) -> None:
         self._path = path
         self._stamp = stamp
@@ -70,7 +79,12 @@ class DirectLevel:
         self._lock, self._process = threading.Lock(), os.getpid()
         self._is_proved: bool | None = None
 
-    def tile(self, col: int, row: int) -> Pixels | None:
+    @property
+    def keeps_places(self) -> bool:
+        """Whether a tile decoded smaller shows everything where it is: JPEG does."""
+        return self._directory.compression == JPEG
+
+    def tile(self, col: int, row: int, *, reduce: int = 1) -> Pixels | None:
         """Decode a whole tile, uint8 (H, W, 3); None: OpenSlide must be asked."""
         number = row * self._directory.tiles[0] + col
         start, count = (
@@ -88,7 +102,9 @@ class DirectLevel:
                 data = file.read(count)
         except OSError:
             return None
-        return self._decode(data) if data and len(data) == count else None
+        if data is None or len(data) < count:
+            return None
+        return self._decode(data, reduce=reduce)
 
     def is_proved(self, level: int, oracle: Oracle) -> bool:
         """Tell whether this gives what OpenSlide gives; tried once, when first asked.
@@ -154,14 +170,14 @@ def direct_levels(stamp: Stamp, oracle: Oracle) -> dict[int, DirectLevel]:
     return levels
 
 
-def _decoder(directory: Directory) -> Callable[[bytes], Pixels | None] | None:
+def _decoder(directory: Directory) -> Decoder | None:
     """Return what decodes a directory's tiles, or None if nothing here does."""
     if not directory.is_plain:
         return None
     size = directory.tile_px
     if directory.compression in (JPEG2000_YCBCR, JPEG2000_RGB):
         is_rgb = directory.compression == JPEG2000_RGB
-        return lambda data: decoders.jpeg2000(data, size, is_rgb=is_rgb)
+        return partial(decoders.jpeg2000, size=size, is_rgb=is_rgb)
     if directory.compression != JPEG or directory.photometric not in (
         PHOTOMETRIC_RGB,
         PHOTOMETRIC_YCBCR,
@@ -172,4 +188,4 @@ def _decoder(directory: Directory) -> Callable[[bytes], Pixels | None] | None:
     )
     if head is None:
         return None
-    return lambda data: decoders.jpeg(data, head, size)
+    return partial(decoders.jpeg, head=head, size=size)

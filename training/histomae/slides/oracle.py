@@ -40,6 +40,8 @@ LEAST_SHIFT = 1 / 512
 SHIFT_MARGIN_PX = 8
 #: Side of the tiles of a level whose file names none.
 DEFAULT_TILE_PX = 512
+#: Nobody stores a slide in smaller tiles, and to read them would take for ever.
+LEAST_TILE_SIDE_PX = 8
 #: Tiles of more pixels are not decoded: 64 MB each.
 MOST_TILE_PX = 1 << 24
 #: Nor are pictures that come with a slide.
@@ -85,7 +87,7 @@ class Oracle:
             _tile_size(self.properties, level) for level in range(len(self.level_sizes))
         )
         self.associated_sizes = _associated_sizes(self.properties)
-        self._refuse_giants()
+        self._refuse_odd_tiles()
         self.directories = self._matched(directories)
         self.stored_box = self._stored_box()
         self._overlong = {
@@ -139,7 +141,7 @@ class Oracle:
             raise SlideError(
                 f"The picture {name!r} of {self.path.name} cannot be read ({error}). "
                 "The file may be damaged: copy it again."
-            ) from error
+            ) from error.with_traceback(None)
         return flatten(np.asarray(rgba), self.background_rgb)
 
     # ---- its pixels
@@ -216,18 +218,23 @@ class Oracle:
                 f"{self.path.name} cannot be read at x {location[0]}, y {location[1]} "
                 f"({error}). The file may be damaged, moved or cut short: check it, or "
                 "copy it again."
-            ) from error
+            ) from error.with_traceback(None)  # else whoever keeps it keeps the handle
         return flatten(np.asarray(rgba), self.background_rgb)
 
     # ---- what it claims
 
-    def _refuse_giants(self) -> None:
+    def _refuse_odd_tiles(self) -> None:
         for wide, high in self.tile_sizes:
             if wide * high > MOST_TILE_PX:
                 raise SlideError(
                     f"{self.path.name} claims tiles of {wide} × {high} pixels, too "
                     "many to take into memory. It is damaged, or must be converted to "
                     "a TIFF of small tiles."
+                )
+            if min(wide, high) < LEAST_TILE_SIDE_PX:
+                raise SlideError(
+                    f"{self.path.name} claims tiles of {wide} × {high} pixels, which "
+                    "no scanner writes. It is damaged: copy it again from its source."
                 )
 
     def _matched(self, directories: tuple[Directory, ...]) -> dict[int, Directory]:

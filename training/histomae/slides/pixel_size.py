@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import openslide
 
 from histomae.errors import MissingMppError
+from histomae.slides import ome
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,15 +39,29 @@ def checked(mpp: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def written_in(properties: Mapping[str, str]) -> tuple[float, float] | None:
-    """Return the (x, y) µm/px that a file gives, or None if it is not believable."""
+    """Return the (x, y) µm/px that a file gives, or None if it is not believable.
+
+    What OpenSlide says comes first, then the description of an OME-TIFF.
+    """
+    for look in (_openslides, _omes):
+        pair = look(properties)
+        if pair is not None and believable(pair):
+            return pair
+    return None
+
+
+def _openslides(properties: Mapping[str, str]) -> tuple[float, float] | None:
     try:
-        pair = (
+        return (
             float(properties[openslide.PROPERTY_NAME_MPP_X]),
             float(properties[openslide.PROPERTY_NAME_MPP_Y]),
         )
     except (KeyError, ValueError):
         return None
-    return pair if believable(pair) else None
+
+
+def _omes(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    return ome.pixel_size_um(properties.get("tiff.ImageDescription", ""))
 
 
 def suggested_by(properties: Mapping[str, str]) -> float | None:

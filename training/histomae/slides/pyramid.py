@@ -3,8 +3,10 @@
 Stored levels may have any factor, leave gaps or be missing altogether. The pyramid's
 levels always halve, down to one below ``SMALLEST_PX``. Where the file stores a level of
 that very factor, the chunks of the array are the file's own tiles; between two stored
-levels, chunks are the means of blocks of the finer one. Only where a gap is so wide
-that too much would be decoded, the coarser one is shown enlarged.
+levels, chunks are the means of blocks of the finer one, whose tiles are decoded to
+fewer pixels where that is faster. Only where a gap is so wide that too much would be
+decoded, the coarser one is shown enlarged; and where there is no coarser one, nothing
+is shown of levels for one view of which ``MAX_DECODED_PX`` pixels would not suffice.
 
 A viewer takes the quotient of two levels' shapes for the factor between them. To make
 that true to the last pixel, every level is filled up with background, right and below,
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,6 +30,7 @@ from PIL import Image
 
 from histomae.errors import SlideError
 from histomae.slides.colour import to_srgb
+from histomae.slides.slide import MAX_DECODED_PX
 from histomae.slides.tile_cache import shared_cache
 
 if TYPE_CHECKING:
@@ -42,14 +46,19 @@ LEAST_CHUNK_PX = 200
 CHUNK_PX = 512
 #: The coarsest level has no longer side; a window shows it whole, and reads no other.
 SMALLEST_PX = 2048
-#: A chunk is the mean of blocks of at most this side: of 16 chunks.
-MOST_REDUCTION = 4
+#: A chunk is the mean of blocks of at most this side: of 16 chunks; or of 64 whose
+#: tiles are decoded to fewer pixels.
+MOST_REDUCTION, MOST_QUICK_REDUCTION = 4, 8
+#: Tiles decoded to fewer pixels take so many times less time.
+QUICK_GAIN = 4
+#: However small a tile is, to read it takes as long as to decode so many pixels.
+LEAST_TILE_PX = 1 << 16
 #: Chunks ahead are asked for at this priority; what is looked at, at 0.
 AHEAD = 1
 #: No more than so many of the file's tiles are decoded for one chunk ahead.
 MOST_TILES_AHEAD = 16
 #: A tile that could not be read is not tried again before this time is over, s.
-RETRY_S = 1.0
+RETRY_S = 0.5
 #: So many of those are known at once.
 MOST_FAILURES = 256
 #: What a tile that cannot be read looks like: a grey that no stain has, hatched.
@@ -99,7 +108,10 @@ class PyramidLevel:
     factor
         Level-0 pixels per pixel of this level, a power of two.
     shape_yx
-        (height, width) in pixels of this level; background where the slide has ended.
+        (height, width) in pixels of this level.
+    end_xy
+        Where what the file stores ends, right and below, in pixels of this level; no
+        chunk that lies beyond is asked for: it is background.
     background
         Colour of what lies beyond the slide.
     on_error
@@ -117,21 +129,21 @@ class PyramidLevel:
         tiles: Tiles,
         factor: int,
         shape_yx: tuple[int, int],
+        end_xy: tuple[int, int],
         *,
         background: tuple[int, int, int],
         on_error: Callable[[SlideError], None] | None = None,
         ahead: Ahead | None = None,
     ) -> None:
         self.shape = (*shape_yx, 3)
+        self.end_xy = end_xy
         self.factor = factor
         self.tiles = tiles
         self.chunks = (*tiles.chunk_px[::-1], 3)
         self._background = background
         self._on_error = on_error
         self._ahead = ahead
-        self._failures: dict[
-            tuple[int, int], tuple[float, tuple[Pixels, SlideError]]
-        ] = {}
+        self._failures: dict[tuple[int, int], _Failure] = {}
 
     @property
     def size(self) -> int:
@@ -209,7 +221,8 @@ class PyramidLevel:
     def begin(self) -> None:
         """Let other threads begin to decode the whole level."""
         cols, rows = self.grid
-        self._ask([(col, row) for row in range(rows) for col in range(cols)])
+        places = [(col, row) for row in range(rows) for col in range(cols)]
+        self._ask([at for at in places if not self._is_beyond(*at)])
 
     def _ask(self, wanted: list[tuple[int, int]]) -> None:
         for at in wanted:
@@ -223,27 +236,56 @@ class PyramidLevel:
 
     def is_missing(self, col: int, row: int) -> bool:
         """Tell whether a chunk is not decoded, and worth a try."""
-        return not self._failed(col, row) and self.tiles.peek(col, row) is None
+        if self._is_beyond(col, row) or self._failed(col, row):
+            return False
+        return self.tiles.peek(col, row) is None
+
+    def _is_beyond(self, col: int, row: int) -> bool:
+        high, wide, _ = self.chunks
+        return col * wide >= self.end_xy[0] or row * high >= self.end_xy[1]
 
     def _chunk(self, col: int, row: int) -> tuple[Pixels, SlideError | None]:
+        if self._is_beyond(col, row):
+            return NOTHING, None
         failed = self._failed(col, row)
-        if failed is not None:
-            return failed
-        try:
-            return self.tiles.get(col, row), None
-        except IncompleteError as error:
-            shown = error.pixels, error.reason
-        except SlideError as error:
-            shown = unreadable(self.chunks[:2]), error
-        if len(self._failures) >= MOST_FAILURES:
-            self._failures.clear()
-        self._failures[col, row] = time.monotonic() + RETRY_S, shown
-        return shown
+        if failed is None:
+            try:
+                return self.tiles.get(col, row), None
+            except IncompleteError as error:
+                failed = _Failure.now(error.reason, error.pixels)
+            except SlideError as error:
+                failed = _Failure.now(error)
+            if len(self._failures) >= MOST_FAILURES:
+                self._failures.clear()
+            self._failures[col, row] = failed
+        if failed.pixels is None:
+            return self._unreadable(col, row), failed.reason
+        return failed.pixels, failed.reason
 
-    def _failed(self, col: int, row: int) -> tuple[Pixels, SlideError] | None:
-        """Return what is shown of a chunk that could not be read a moment ago."""
-        until, shown = self._failures.get((col, row), (0.0, None))
-        return shown if time.monotonic() < until else None
+    def _failed(self, col: int, row: int) -> _Failure | None:
+        """Return what became of a chunk that could not be read a moment ago."""
+        failed = self._failures.get((col, row))
+        return failed if failed and time.monotonic() < failed.until else None
+
+    def _unreadable(self, col: int, row: int) -> Pixels:
+        high, wide, _ = self.chunks
+        ends = self.end_xy[1] - row * high, self.end_xy[0] - col * wide
+        return unreadable((min(high, ends[0]), min(wide, ends[1])))
+
+
+@dataclass(frozen=True, eq=False)
+class _Failure:
+    """A chunk that is not tried before a time; ``pixels`` are what of it there is."""
+
+    until: float
+    reason: SlideError
+    pixels: Pixels | None = None
+
+    @classmethod
+    def now(cls, reason: SlideError, pixels: Pixels | None = None) -> _Failure:
+        """Return what has just happened."""
+        # Its traceback would keep the frames of all callers, with their pixels.
+        return cls(time.monotonic() + RETRY_S, reason.with_traceback(None), pixels)
 
 
 def pyramid(
@@ -281,6 +323,7 @@ def pyramid(
                 maker.tiles(factor, level),
                 factor,
                 (last[0] * times, last[1] * times),
+                maker.end(factor),
                 background=slide.background_rgb,
                 on_error=on_error,
                 ahead=ahead,
@@ -309,32 +352,84 @@ class _Maker:
 
     def tiles(self, factor: int, level: Callable[[int], PyramidLevel]) -> Tiles:
         """Return the chunks of the level of a factor; ``level`` gives other levels."""
+        if self._is_too_much(factor):
+            return _RefusedTiles(self._slide, factor, self._cache)
         if factor in self._stored:
             return _native_tiles(self._slide, self._stored[factor], self._cache)
-        finer = self._finer(factor)
         if self._is_near_another(factor):
             return _ResampledTiles(self._slide, factor, self._cache)
         if self.is_in_wide_gap(factor):
             return _EnlargedTiles(self._slide, level(2 * factor), self._cache)
+        base = finer = self._finer(factor)
         while factor > finer * MOST_REDUCTION:
             finer *= MOST_REDUCTION
-        return _ReducedTiles(self._slide, level(finer), factor // finer, self._cache)
+        by, quick = factor // finer, None
+        if finer == base:
+            quick = _Quick.of(self._slide, self._stored[base], by)
+        elif factor == base * MOST_QUICK_REDUCTION:
+            quick = self._quick(base)
+            by, finer = (by, finer) if quick is None else (factor // base, base)
+        return _ReducedTiles(self._slide, level(finer), by, self._cache, quick)
 
     def is_in_wide_gap(self, factor: int) -> bool:
         """Tell whether the file stores levels on both sides, the finer one far off."""
-        return (
-            factor not in self._stored
-            and self._finer(factor) * MOST_REDUCTION < factor < max(self._stored)
-            and not self._is_near_another(factor)
+        finer = self._finer(factor)
+        if factor <= finer * MOST_REDUCTION or factor > max(self._stored):
+            return False
+        is_quick = factor <= finer * MOST_QUICK_REDUCTION and self._quick(finer)
+        return not (is_quick or self._is_near_another(factor))
+
+    def _quick(self, finer: int) -> _Quick | None:
+        """Return the tiles of a stored level at an eighth, if they are read so."""
+        stored = self._stored[finer]
+        quick = _Quick.of(self._slide, stored, MOST_QUICK_REDUCTION)
+        return quick if quick is not None and quick.is_right else None
+
+    def end(self, factor: int) -> tuple[int, int]:
+        """Return where what the file stores ends (x, y), pixels of a factor."""
+        source = self._source(factor)
+        x, y = (
+            math.ceil(end * finer / factor - 1e-6)
+            for end, finer in zip(source.stored[2:], source.factor, strict=True)
         )
+        return x, y
+
+    def _is_too_much(self, factor: int) -> bool:
+        """Tell whether one view would decode more than a person has patience for."""
+        source = self._source(factor)
+        view = (
+            min(end, SMALLEST_PX * factor / finer)
+            for end, finer in zip(source.stored[2:], source.factor, strict=True)
+        )
+        tiles = math.prod(
+            math.ceil(v / side) for v, side in zip(view, source.tile_px, strict=True)
+        )
+        decoded = tiles * max(LEAST_TILE_PX, math.prod(source.tile_px))
+        if decoded <= MAX_DECODED_PX:
+            return False
+        finer = self._finer(factor)
+        is_quick = source == self._stored[finer] and self._quick(finer) is not None
+        return decoded > MAX_DECODED_PX * (QUICK_GAIN if is_quick else 1)
+
+    def _source(self, factor: int) -> Level:
+        """Return the level of the file that is read for the level of a factor."""
+        if self._is_near_another(factor):
+            return self._nearest(factor)
+        if self.is_in_wide_gap(factor):
+            return self._stored[min(f for f in self._stored if f >= factor)]
+        return self._stored[self._finer(factor)]
 
     def _finer(self, factor: int) -> int:
         return max(f for f in self._stored if f <= factor)
 
     def _is_near_another(self, factor: int) -> bool:
         """Tell whether a level of an odd factor is nearer than those that fit."""
-        known = [max(level.factor) for level in self._slide.levels]
-        return max(f for f in known if f <= factor) > 1.5 * self._finer(factor)
+        return max(self._nearest(factor).factor) > 1.5 * self._finer(factor)
+
+    def _nearest(self, factor: int) -> Level:
+        """Return the coarsest level that the file stores, but no coarser one."""
+        finer = [level for level in self._slide.levels if max(level.factor) <= factor]
+        return max(finer, key=lambda level: max(level.factor))
 
 
 def _native_tiles(slide: Slide, level: Level, cache: TileCache) -> Tiles:
@@ -344,32 +439,52 @@ def _native_tiles(slide: Slide, level: Level, cache: TileCache) -> Tiles:
     return _GatheredTiles(slide, level, (many[0], many[1]), cache)
 
 
-class _NativeTiles:
-    """The file's own tiles of a level."""
+class _Quick:
+    """The tiles of a stored level, decoded so many times smaller, as a level."""
 
-    def __init__(self, slide: Slide, level: Level) -> None:
-        self.chunk_px = level.tile_px
+    def __init__(self, slide: Slide, stored: Level, by: int) -> None:
+        native = _NativeTiles(slide, stored, by)
+        wide, high = native.chunk_px
+        shape = stored.tiles[1] * high, stored.tiles[0] * wide
+        end = -(-stored.stored[2] // by), -(-stored.stored[3] // by)
+        background = slide.background_rgb
+        self.level = PyramidLevel(native, by, shape, end, background=background)
+        self._slide = slide
+        self._stored = stored
+
+    @classmethod
+    def of(cls, slide: Slide, stored: Level, by: int) -> _Quick | None:
+        """Return the tiles, if ``by`` divides them; nothing is read for it."""
+        is_whole = all(side % by == 0 for side in stored.tile_px)
+        return cls(slide, stored, by) if is_whole else None
+
+    @property
+    def is_right(self) -> bool:
+        """Whether they show what a mean of the whole tiles would; it is tried once."""
+        return self._slide.is_quickly_reduced(self._stored.index)
+
+
+class _NativeTiles:
+    """The file's own tiles of a level, decoded ``reduce`` times smaller."""
+
+    def __init__(self, slide: Slide, level: Level, reduce: int = 1) -> None:
+        self.chunk_px = (level.tile_px[0] // reduce, level.tile_px[1] // reduce)
         self.cost = 1.0
         self._slide = slide
         self._level = level
-
-    def _is_beyond(self, col: int, row: int) -> bool:
-        cols, rows = self._level.tiles
-        return col >= cols or row >= rows
+        self._reduce = reduce
 
     def peek(self, col: int, row: int) -> Pixels | None:
-        if self._is_beyond(col, row):
-            return NOTHING
-        return self._slide.cached_native_tile(self._level.index, col, row)
+        return self._slide.cached_native_tile(
+            self._level.index, col, row, reduce=self._reduce
+        )
 
     def get(self, col: int, row: int) -> Pixels:
-        if self._is_beyond(col, row):
-            return NOTHING
-        return self._slide.native_tile(self._level.index, col, row)
+        return self._slide.native_tile(self._level.index, col, row, reduce=self._reduce)
 
     def request(self, col: int, row: int, priority: int) -> TileRequest:
         return self._slide.request_native_tile(
-            self._level.index, col, row, priority=priority
+            self._level.index, col, row, reduce=self._reduce, priority=priority
         )
 
 
@@ -422,37 +537,48 @@ class _GatheredTiles(_MadeTiles):
         chunk_px = (many[0] * level.tile_px[0], many[1] * level.tile_px[1])
         cost = float(many[0] * many[1])
         super().__init__(slide, int(level.factor[0]), chunk_px, cost, cache)
-        native = _NativeTiles(slide, level)
-        # In the file's own pixels; the slide is larger than this at no place.
-        shape = (level.tiles[1] * level.tile_px[1], level.tiles[0] * level.tile_px[0])
-        self._stored = PyramidLevel(
-            native, self._factor, shape, background=slide.background_rgb
-        )
+        # In whole tiles: the slide is larger than this at no place.
+        self._stored = _Quick(slide, level, 1).level
         self._convert = to_srgb(slide.icc_profile)
 
     def _make(self, col: int, row: int) -> Pixels:
-        x0, y0, x1, y1 = self._box(col, row)
-        high, wide, _ = self._stored.shape
-        pixels, error = self._stored.block((x0, y0, min(x1, wide), min(y1, high)))
+        if self.cost == 1:  # if it cannot be read, the mark keeps its colour
+            return self._convert(self._stored.tiles.get(col, row))
+        box = _before(self._stored.end_xy, self._box(col, row))
+        pixels, error = self._stored.block(box)
         return _whole(self._convert(pixels) if pixels.size else pixels, error)
 
 
 class _ReducedTiles(_MadeTiles):
-    """Means of square blocks of a finer level."""
+    """Means of square blocks of a finer level, decoded as such where that is right."""
 
     def __init__(
-        self, slide: Slide, finer: PyramidLevel, by: int, cache: TileCache
+        self,
+        slide: Slide,
+        finer: PyramidLevel,
+        by: int,
+        cache: TileCache,
+        quick: _Quick | None,
     ) -> None:
         cost = finer.tiles.cost * by**2
         super().__init__(slide, finer.factor * by, finer.tiles.chunk_px, cost, cache)
         self._finer = finer
         self._by = by
+        self._quick = quick
+        self._convert = to_srgb(slide.icc_profile)
 
     def _make(self, col: int, row: int) -> Pixels:
-        x0, y0, x1, y1 = (side * self._by for side in self._box(col, row))
-        high, wide, _ = self._finer.shape
-        pixels, error = self._finer.block((x0, y0, min(x1, wide), min(y1, high)))
-        return _whole(np.asarray(Image.fromarray(pixels).reduce(self._by)), error)
+        box = self._box(col, row)
+        if self._quick is not None and self._quick.is_right:
+            level = self._quick.level
+            pixels, error = level.block(_before(level.end_xy, box))
+            return _whole(self._convert(pixels) if pixels.size else pixels, error)
+        by, (wide, high) = self._by, self._finer.end_xy
+        x0, y0, x1, y1 = (
+            by * at for at in _before((-(-wide // by), -(-high // by)), box)
+        )
+        pixels, error = self._finer.block((x0, y0, x1, y1))
+        return _whole(np.asarray(Image.fromarray(pixels).reduce(by)), error)
 
 
 class _EnlargedTiles(_MadeTiles):
@@ -466,9 +592,8 @@ class _EnlargedTiles(_MadeTiles):
 
     def _make(self, col: int, row: int) -> Pixels:
         x0, y0, x1, y1 = self._box(col, row)
-        high, wide, _ = self._coarser.shape
-        box = (x0 // 2, y0 // 2, min(-(-x1 // 2), wide), min(-(-y1 // 2), high))
-        pixels, error = self._coarser.block(box)
+        box = (x0 // 2, y0 // 2, -(-x1 // 2), -(-y1 // 2))
+        pixels, error = self._coarser.block(_before(self._coarser.end_xy, box))
         large = pixels.repeat(2, 0).repeat(2, 1)
         return _whole(large[y0 % 2 :][: y1 - y0, x0 % 2 :][:, : x1 - x0], error)
 
@@ -495,6 +620,28 @@ class _ResampledTiles(_MadeTiles):
                 (x0 * factor, y0 * factor), (size[0], size[1]), (factor, factor)
             )
         )
+
+
+class _RefusedTiles(_MadeTiles):
+    """Nothing: to show any of it, more would have to be decoded than is reasonable."""
+
+    def __init__(self, slide: Slide, factor: int, cache: TileCache) -> None:
+        super().__init__(slide, factor, (CHUNK_PX, CHUNK_PX), math.inf, cache)
+
+    def _make(self, col: int, row: int) -> Pixels:
+        raise SlideError(
+            f"{self._slide.path.name} has no level small enough to be seen whole. Zoom "
+            "in, or convert it to a pyramidal TIFF."
+        )
+
+
+def _before(
+    end_xy: tuple[int, int], box: tuple[int, int, int, int]
+) -> tuple[int, int, int, int]:
+    """Return what of a box (x0, y0, x1, y1) lies before an end; it may be empty."""
+    x0, y0, x1, y1 = box
+    wide, high = end_xy
+    return min(x0, wide), min(y0, high), min(x1, wide), min(y1, high)
 
 
 def _whole(pixels: Pixels, error: SlideError | None) -> Pixels:

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from histomae.slides.tile_cache import TileCache, TileRequest
+    from histomae.slides.tissue import TissueParams
 
+#: Side of the piece of level 0 that is tried before a slide is believed, pixels.
+TRIED_PX = 64
 #: No single read holds more than this many pixels of the file at once.
 MAX_READ_PX = 16_000_000
 #: Nor decodes more than this in all: about half a minute's work.
@@ -41,12 +44,14 @@ class Level:
     """One stored level. ``size`` is (width, height); ``factor`` is (x, y), exact.
 
     ``tile_px`` is (width, height) of the tiles in which the file stores the level.
+    Those that there are lie within ``stored``, (x0, y0, x1, y1); beyond is background.
     """
 
     index: int
     size: tuple[int, int]
     factor: tuple[float, float]
     tile_px: tuple[int, int]
+    stored: tuple[int, int, int, int]
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -67,6 +72,7 @@ class Slide:
     def __init__(self, file: SlideFile, mpp: tuple[float, float] | None = None) -> None:
         self.path = file.path
         self._file = file
+        self.tissue: TissueParams | None = None
         self._mpp, self.mpp_source = self._settle_mpp(mpp)
 
     @classmethod
@@ -76,6 +82,7 @@ class Slide:
         *,
         mpp: float | tuple[float, float] | None = None,
         fallback_mpp: float | tuple[float, float] | None = None,
+        tissue: TissueParams | None = None,
         cache: TileCache | None = None,
         direct: bool | None = None,
     ) -> Slide:
@@ -92,6 +99,9 @@ class Slide:
         fallback_mpp
             Level-0 pixel size, µm, one number or (x, y), to take where it would be
             missing.
+        tissue
+            What counts as its tissue; None: what is remembered for it, see
+            :func:`histomae.slides.tissue.params_of`.
         cache
             Where decoded tiles are kept; None: with those of all other slides.
         direct
@@ -110,6 +120,7 @@ class Slide:
         slide = cls(SlideFile(Path(path), cache=cache, direct=direct), given)
         if not slide.has_mpp and fallback_mpp is not None:
             slide._mpp, slide.mpp_source = pixel_size.checked(fallback_mpp), "given"
+        slide.tissue = tissue
         return slide
 
     def _settle_mpp(
@@ -154,7 +165,13 @@ class Slide:
     def levels(self) -> tuple[Level, ...]:
         """The stored levels, finest first."""
         return tuple(
-            Level(index, size, _true_factor(self.dimensions, size), tile_px)
+            Level(
+                index,
+                size,
+                _true_factor(self.dimensions, size),
+                tile_px,
+                (0, 0, *size) if index else self._file.stored_box,
+            )
             for index, (size, tile_px) in enumerate(
                 zip(self._file.level_sizes, self._file.tile_sizes, strict=True)
             )
@@ -401,7 +418,7 @@ class Slide:
 
         It has nothing of it unless x0 < x1 and y0 < y1.
         """
-        box = (0, 0, *level.size) if level.index else self._file.stored_box
+        box = level.stored
         return (
             max(start[0], box[0]),
             max(start[1], box[1]),
@@ -411,7 +428,7 @@ class Slide:
 
     def _background(self, size: tuple[int, int]) -> np.ndarray[Any, np.dtype[np.uint8]]:
         pixels = np.empty((size[1], size[0], 3), np.uint8)
-        pixels[:] = self.background_rgb
+        pixels[:] = np.tile(np.array(self.background_rgb, np.uint8), (size[0], 1))
         return pixels
 
     def thumbnail(self, max_px: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -424,7 +441,7 @@ class Slide:
     # ---- its tiles
 
     def native_tile(
-        self, level: int, col: int, row: int
+        self, level: int, col: int, row: int, *, reduce: int = 1
     ) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Return one of the tiles in which the file stores a level.
 
@@ -437,11 +454,16 @@ class Slide:
             Number of the level.
         col, row
             Place in the level's grid of tiles, see :attr:`Level.tiles`.
+        reduce
+            1, 2, 4 or 8: to be shown, where a level is missing, a tile may be decoded
+            to so many times fewer pixels across and down, up to four times as fast. A
+            pixel is about the mean of those it stands for, but not to the bit; with
+            JPEG 2000 it is the smoothed picture at the first of them.
 
         Returns
         -------
         uint8 (height, width, 3), RGB, read-only: of ``Level.tile_px``, cut at the edges
-        of the level.
+        of the level; divided by ``reduce`` and rounded up.
 
         Raises
         ------
@@ -450,16 +472,16 @@ class Slide:
         IndexError
             If there is no such tile.
         """
-        return self._file.tile(level, col, row)
+        return self._file.tile(level, col, row, reduce)
 
     def cached_native_tile(
-        self, level: int, col: int, row: int
+        self, level: int, col: int, row: int, *, reduce: int = 1
     ) -> np.ndarray[Any, np.dtype[np.uint8]] | None:
         """Return a native tile if it is decoded already, at once; else None."""
-        return self._file.cached_tile(level, col, row)
+        return self._file.cached_tile(level, col, row, reduce)
 
     def request_native_tile(
-        self, level: int, col: int, row: int, *, priority: int = 0
+        self, level: int, col: int, row: int, *, reduce: int = 1, priority: int = 0
     ) -> TileRequest:
         """Ask for a native tile ahead; it is decoded in another thread.
 
@@ -470,7 +492,7 @@ class Slide:
             ``cancel`` was called before it was begun is never decoded, unless someone
             else asked for the tile too.
         """
-        return self._file.request_tile(level, col, row, priority=priority)
+        return self._file.request_tile(level, col, row, reduce, priority=priority)
 
     def is_direct(self, level: int) -> bool:
         """Tell whether a level's tiles are read past OpenSlide.
@@ -481,6 +503,35 @@ class Slide:
             If the file cannot be read.
         """
         return self._file.is_direct(level)
+
+    def try_pixels(self) -> None:
+        """Refuse a slide that opens but cannot be read.
+
+        A damaged spot is no reason to refuse a slide: one of two places must be
+        readable.
+
+        Raises
+        ------
+        SlideError
+            If neither is.
+        """
+        x, y, width, height = self.bounds_l0
+        size = (min(TRIED_PX, width), min(TRIED_PX, height))
+        middle = (x + (width - size[0]) // 2, y + (height - size[1]) // 2)
+        try:
+            self._file.try_pixels(middle, size)
+        except SlideError:
+            self._file.try_pixels((x, y), size)
+
+    def is_quickly_reduced(self, level: int) -> bool:
+        """Tell whether tiles are decoded faster to fewer pixels, each at its place.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read.
+        """
+        return self._file.is_quickly_reduced(level)
 
     # ---- the pictures that come with it
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from histomae.errors import SlideError
+from histomae.slides.decoders import REDUCTIONS, reduced_shape
 from histomae.slides.direct import DirectLevel, direct_levels, is_switched_on
 from histomae.slides.oracle import Oracle
 from histomae.slides.stamp import Stamp
@@ -40,15 +42,19 @@ class _Opened:
         reader = self.direct.get(level)
         return reader is not None and reader.is_proved(level, self.oracle)
 
-    def tile(self, level: int, col: int, row: int) -> Pixels:
+    def tile(self, level: int, col: int, row: int, reduce: int) -> Pixels:
         """Decode a tile, cut at the level's edges."""
-        start, (wide, high) = self.oracle.box(level, col, row)
+        start, size = self.oracle.box(level, col, row)
         if self.is_direct(level):
-            whole = self.direct[level].tile(col, row)
+            whole = self.direct[level].tile(col, row, reduce=reduce)
             if whole is not None:
+                high, wide, _ = reduced_shape(size, reduce)
                 is_cut = whole.shape[:2] != (high, wide)
                 return whole[:high, :wide] if is_cut else whole
-        return self.oracle.read(level, start, (wide, high))
+        pixels = self.oracle.read(level, start, size)
+        if reduce == 1:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).reduce(reduce))
 
 
 class SlideFile:
@@ -115,6 +121,11 @@ class SlideFile:
         """
         return self._now().is_direct(level)
 
+    def is_quickly_reduced(self, level: int) -> bool:
+        """Tell whether tiles are better decoded smaller. See ``Slide``."""
+        opened = self._now()
+        return opened.is_direct(level) and opened.direct[level].keeps_places
+
     def beginning(self) -> str:
         """Return the size and the first megabyte, to know the content by."""
         try:
@@ -168,32 +179,47 @@ class SlideFile:
                 )
         return pixels
 
+    def try_pixels(self, start: Pair, size: Pair) -> None:
+        """Read from level 0 with OpenSlide, whoever reads it otherwise.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read there.
+        """
+        self._now().oracle.read(0, start, size)
+
     # ---- its tiles
 
-    def tile(self, level: int, col: int, row: int) -> Pixels:
+    def tile(self, level: int, col: int, row: int, reduce: int = 1) -> Pixels:
         """Return a tile of the file's own grid, through the cache. See ``Slide``."""
         return self._cache.get(
-            self._key(level, col, row), lambda: self._now().tile(level, col, row)
+            self._key(level, col, row, reduce),
+            lambda: self._now().tile(level, col, row, reduce),
         )
 
     def request_tile(
-        self, level: int, col: int, row: int, *, priority: int = 0
+        self, level: int, col: int, row: int, reduce: int = 1, *, priority: int = 0
     ) -> TileRequest:
         """Ask for a tile ahead. See ``Slide``."""
         return self._cache.request(
-            self._key(level, col, row),
-            lambda: self._now().tile(level, col, row),
+            self._key(level, col, row, reduce),
+            lambda: self._now().tile(level, col, row, reduce),
             priority=priority,
         )
 
-    def cached_tile(self, level: int, col: int, row: int) -> Pixels | None:
+    def cached_tile(
+        self, level: int, col: int, row: int, reduce: int = 1
+    ) -> Pixels | None:
         """Return a tile if it is decoded already, at once."""
-        return self._cache.peek(self._key(level, col, row))
+        return self._cache.peek(self._key(level, col, row, reduce))
 
-    def _key(self, level: int, col: int, row: int) -> tuple[Any, ...]:
+    def _key(self, level: int, col: int, row: int, reduce: int) -> tuple[Any, ...]:
         opened = self._opened
         opened.oracle.box(level, col, row)  # there is no other tile
-        return opened.stamp, self._may_be_direct, level, col, row
+        if reduce not in REDUCTIONS:
+            raise ValueError(f"a tile is reduced by one of {REDUCTIONS}, not {reduce}")
+        return opened.stamp, self._may_be_direct, level, col, row, reduce
 
     def close(self) -> None:
         """Close the file; a later read opens it again."""

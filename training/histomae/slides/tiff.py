@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
@@ -50,6 +51,7 @@ class Directory:
     ``size``, ``tile_px``: (width, height), pixels. ``offsets``, ``counts``: uint64 (n,)
     of bytes, row by row. ``is_plain``: 8 bits in each of three interleaved samples, one
     place per tile, and nothing that a reader of single tiles must know of.
+    ``is_aperio``: its description says so.
     """
 
     size: tuple[int, int]
@@ -60,6 +62,7 @@ class Directory:
     offsets: Integers
     counts: Integers
     is_plain: bool
+    is_aperio: bool
 
     @property
     def tiles(self) -> tuple[int, int]:
@@ -81,8 +84,10 @@ def tiled_directories(path: Path) -> tuple[Directory, ...]:
     try:
         with path.open("rb", buffering=0) as file:
             tiff = _Tiff(file, path.name)
-            found = (_picture(tiff, entries) for entries in tiff.directories())
-            return tuple(each for each in found if each is not None)
+            pictures = (_picture(tiff, entries) for entries in tiff.directories())
+            found = tuple(each for each in pictures if each is not None)
+            _refuse_what_divides(tiff, found)
+            return found
     except SlideError:
         raise
     except OSError as error:
@@ -92,14 +97,33 @@ def tiled_directories(path: Path) -> tuple[Directory, ...]:
         ) from error
 
 
+def _refuse_what_divides(tiff: _Tiff, pictures: tuple[Directory, ...]) -> None:
+    """Refuse what makes OpenSlide 4.0.1 divide by zero, which ends the process.
+
+    In an Aperio slide it divides by how many tiles a level has for one of the next
+    level, rounded.
+    """
+    if pictures and pictures[0].is_aperio:
+        for fine, coarse in pairwise(pictures):
+            if any(
+                2 * more < less
+                for more, less in zip(fine.tiles, coarse.tiles, strict=True)
+            ):
+                raise tiff.absurd("coarse levels of more tiles than fine ones")
+
+
 def _picture(tiff: _Tiff, entries: dict[int, _Entry]) -> Directory | None:
     def number(tag: int, otherwise: int = -1) -> int:
         values = tiff.numbers(entries.get(tag), most=1)
         return int(values[0]) if len(values) == 1 else otherwise
 
+    if TILE_WIDTH not in entries and TILE_HEIGHT not in entries:
+        return None
     size = number(WIDTH), number(HEIGHT)
     tile_px = number(TILE_WIDTH), number(TILE_HEIGHT)
-    if min(*size, *tile_px) < 1:
+    if min(tile_px) < 1:  # OpenSlide 4.0.1 divides by it, and takes the process along
+        raise tiff.absurd("tiles of no size")
+    if min(size) < 1:
         return None
     places = -(-size[0] // tile_px[0]) * -(-size[1] // tile_px[1])
     offsets, counts = (
@@ -122,6 +146,7 @@ def _picture(tiff: _Tiff, entries: dict[int, _Entry]) -> Directory | None:
             and number(PLANAR, 1) == number(FILL_ORDER, 1) == number(DEPTH, 1) == 1
             and bool((formats == 1).all())
         ),
+        is_aperio=tiff.blob(entries.get(DESCRIPTION)).startswith(b"Aperio"),
     )
 
 
@@ -157,7 +182,7 @@ class _Tiff:
         place = self._first
         while place and place not in seen:
             if len(seen) == MOST_DIRECTORIES:
-                raise self._absurd(f"more than {MOST_DIRECTORIES} pictures")
+                raise self.absurd(f"more than {MOST_DIRECTORIES} pictures")
             seen.add(place)
             entries, place = self._directory(place)
             yield entries
@@ -179,7 +204,7 @@ class _Tiff:
             )
             nbytes = values * (np.dtype(WHOLE_NUMBERS.get(kind, "u1")).itemsize)
             if tag in TEXTS and nbytes > MOST_TEXT_BYTES:
-                raise self._absurd(f"a text of {nbytes / 1e6:.0f} MB")
+                raise self.absurd(f"a text of {nbytes / 1e6:.0f} MB")
             if nbytes <= struct.calcsize(word):  # it stands in the entry itself
                 inside = start + number * row + row - struct.calcsize(word)
             # A tag that comes twice is not to be trusted.
@@ -214,7 +239,8 @@ class _Tiff:
     def _unpack(self, form: str, data: bytes) -> tuple[int, ...]:
         return struct.unpack(self._order + form, data)
 
-    def _absurd(self, what: str) -> SlideError:
+    def absurd(self, what: str) -> SlideError:
+        """Return the error of a file that claims what no slide has."""
         return SlideError(
             f"{self._name} claims {what}. It is damaged, or no slide: copy it again "
             "from its source."

@@ -95,7 +95,11 @@ class TileCache:
             is_mine = job.begin()
         if is_mine:
             self._run(job)
-        return job.future.result()
+        try:
+            return job.future.result()
+        finally:
+            # An error knows this frame: it would keep itself, and its pixels, alive.
+            del job
 
     def request(
         self, key: Hashable, make: Callable[[], Pixels], *, priority: int = 0
@@ -152,6 +156,7 @@ class TileCache:
             with kept.lock:
                 kept.jobs.pop(job.key, None)
             job.future.set_exception(error)
+            del job  # as in get
             return
         with kept.lock:
             kept.jobs.pop(job.key, None)

@@ -12,6 +12,7 @@ What counts as tissue may be set for each slide, and is remembered.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 MASK_MPP = 8.0
 #: A level of more pixels than this is not read where there is a smaller one.
 MOST_LEVEL_PX = 6_000_000
+#: So many tiles of it may be waiting to be decoded.
+MOST_TILES_AT_ONCE = 500
 #: A mask has no more pixels than this.
 MOST_MASK_PX = 10_000_000
 #: Optical density is counted in steps; one above 1 is as good as 1.
@@ -101,6 +104,37 @@ class TissueParams:
         usual = asdict(TissueParams())
         return {k: v for k, v in asdict(self).items() if v != usual[k]}
 
+    @classmethod
+    def from_text(cls, text: str) -> TissueParams:
+        """Return what a text such as ``closing_um=0, leave_out_marks=false`` says.
+
+        Raises
+        ------
+        ConfigError
+            If it names an unknown setting, or a value is wrong.
+        """
+        said: dict[str, Any] = {}
+        for part in text.replace(",", " ").split():
+            name, _, value = part.partition("=")
+            if name not in asdict(cls()):
+                raise ConfigError(
+                    "tissue",
+                    f"{part!r} is no setting=value. The settings are: "
+                    f"{', '.join(asdict(cls()))}.",
+                )
+            try:
+                said[name] = json.loads(value)
+            except ValueError as error:
+                raise ConfigError(
+                    name, f"{value!r} is no number, nor true or false. Choose one."
+                ) from error
+        return cls(**said)
+
+    @property
+    def text(self) -> str:
+        """What differs from the defaults, as :meth:`from_text` reads it."""
+        return ", ".join(f"{k}={json.dumps(v)}" for k, v in self.changes.items())
+
 
 @dataclass(frozen=True)
 class TissueMask:
@@ -150,6 +184,11 @@ def remembered_params(slide: Slide) -> TissueParams:
         return TissueParams()
 
 
+def params_of(slide: Slide) -> TissueParams:
+    """Return what counts as tissue on a slide: as it was opened, else remembered."""
+    return slide.tissue or remembered_params(slide)
+
+
 def remember_params(slide: Slide, params: TissueParams) -> None:
     """Remember what is set for a slide; the defaults need no remembering."""
     if params.changes:
@@ -167,7 +206,7 @@ def tissue_mask(slide: Slide, params: TissueParams | None = None) -> TissueMask:
     Parameters
     ----------
     params
-        What counts as tissue; None: what is remembered for this slide.
+        What counts as tissue; None: see :func:`params_of`.
 
     Raises
     ------
@@ -176,7 +215,7 @@ def tissue_mask(slide: Slide, params: TissueParams | None = None) -> TissueMask:
     SlideError
         If the slide cannot be read.
     """
-    return overview(slide).tissue(params or remembered_params(slide))
+    return overview(slide).tissue(params or params_of(slide))
 
 
 def overview(slide: Slide) -> Overview:
@@ -201,6 +240,9 @@ def overview(slide: Slide) -> Overview:
     shrink = max(1.0, (pixels / MOST_MASK_PX) ** 0.5)
     factor = (finest[0] * shrink, finest[1] * shrink)
     size = (_pixels(width, factor[0]), _pixels(height, factor[1]))
+    if slide.is_direct(level.index) and np.prod(level.tiles) <= MOST_TILES_AT_ONCE:
+        for col, row in np.ndindex(level.tiles):  # to be decoded by all processors
+            slide.request_native_tile(level.index, col, row)
     rgb = slide.read_scaled((0, 0), size, factor)
     return Overview(rgb, factor, (factor[0] * mpp_x, factor[1] * mpp_y))
 
@@ -250,12 +292,12 @@ class Overview:
     def automatic_density(self) -> float:
         """The least density that tissue has in this picture, by Otsu's method."""
         counts = np.bincount(self._density[::2, ::2].ravel(), minlength=STEPS + 1)
-        known = np.flatnonzero(counts)
-        if np.ptp(known) < LEAST_OTSU * STEPS:
-            return LEAST_OTSU
         most = round(0.6 * STEPS)
         counts[most] = counts[most:].sum()
-        hist = counts[: most + 1], np.arange(most + 1) / STEPS
+        counts = counts[: most + 1]
+        if np.ptp(np.flatnonzero(counts)) < LEAST_OTSU * STEPS:
+            return LEAST_OTSU
+        hist = counts, np.arange(most + 1) / STEPS
         return float(np.clip(threshold_otsu(hist=hist) / 2, LEAST_OTSU, MOST_OTSU))
 
     # ---- what is seen in it
