@@ -9,6 +9,9 @@ import pytest
 import tifffile
 
 from benchmarks.made_slides import write_made_slide
+from histomae.exchange.features import FeatureHeader, SlideFeatures, write_features
+from histomae.models.feature_spec import FeatureSpec
+from histomae.slides.grid import TileGrid, TileSpec
 
 # Before torch is imported: threads that wait sleep, as in a training of the dock.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -158,5 +161,74 @@ def made_slide(tmp_path_factory):
         if key not in made:
             made[key] = write_made_slide(folder / f"made-{len(made)}.svs", size, **how)
         return made[key]
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_features():
+    """Return a function that writes a file of a slide's features.
+
+    ``make_features(path, cells=None, values=None, ...) -> Path``
+
+    path
+        Where to write; its stem is the slide's name.
+    cells
+        int (N, 2), (row, column); None: a lump of ``tiles`` tiles, drawn by ``seed``.
+    values
+        float (N, D); None: what changes smoothly over the slide, about a level of its
+        own, seen through ``width`` numbers, and noise.
+    spec
+        Changes of how the tiles became vectors.
+    """
+
+    def write(
+        path, cells=None, values=None, *, tiles=60, width=6, seed=0, **spec
+    ) -> Path:
+        random = np.random.default_rng(seed)
+        if cells is None:
+            row, col = np.mgrid[:14, :14]
+            near = np.hypot(row - 7 + random.normal(), 1.4 * (col - 7))
+            order = np.argsort((near + random.random(near.shape)).ravel())[:tiles]
+            cells = np.stack(np.unravel_index(np.sort(order), near.shape), 1)
+        if values is None:
+            seen_as = np.random.default_rng(0).normal(size=(2, width))
+            smooth = np.sin(cells @ random.normal(size=2) / 4 + 6 * random.random())
+            hidden = np.stack([np.full(len(cells), random.normal()), smooth], 1)
+            values = hidden @ seen_as + 0.2 * random.normal(size=(len(cells), width))
+        how = {
+            "encoder": "drawn",
+            "encoder_id": "0123456789abcdef",
+            "pooling": "mean",
+            "width": values.shape[1],
+            "tile_px": 224,
+            "mpp": 0.5,
+            "step_px": 224,
+            **spec,
+        }
+        grid = TileGrid(
+            TileSpec(how["tile_px"], how["mpp"]),
+            (0.0, 0.0),
+            (float(how["tile_px"]),) * 2,
+            rows=int(cells[:, 0].max()) + 1,
+            cols=int(cells[:, 1].max()) + 1,
+        )
+        header = FeatureHeader(
+            spec=FeatureSpec(**how),
+            slide=Path(path).stem,
+            tiles=len(cells),
+            slide_id=Path(path).stem,
+            slide_mpp=(how["mpp"],) * 2,
+            mpp_source="file",
+            dimensions=(grid.cols * how["tile_px"], grid.rows * how["tile_px"]),
+            grid=grid,
+        )
+        corners = np.rint(grid.l0_from_grid(cells[:, ::-1].astype(float)))
+        features = SlideFeatures(
+            header, values.astype(np.float32), corners.astype(np.int64), cells
+        )
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_features(path, features)
+        return Path(path)
 
     return write

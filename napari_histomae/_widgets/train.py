@@ -30,7 +30,6 @@ from qtpy.QtWidgets import (
 
 from histomae.config import (
     METHOD_DEFAULTS,
-    METHODS,
     PretrainConfig,
     load_recipe,
     recipe_names,
@@ -168,7 +167,7 @@ class TrainDock(QWidget):
         self.slides = SlidesField(self._session)
         self.tissue = TissueFold(self._session)
         self.method = QComboBox()
-        for name in METHODS:
+        for name in METHOD_WORDS:
             self.method.addItem(METHOD_WORDS[name][0], name)
         self.method_words = QLabel()
         self.method_words.setWordWrap(True)
@@ -204,7 +203,7 @@ class TrainDock(QWidget):
         self.why = FieldMark()
         self.plot = CurvePlot()
         self.preview = Sheet(())
-        self._say_what_is_shown(METHODS[0])
+        self._say_what_is_shown(self.method.currentData())
         self.note = ElidedLabel()
         mute(self.note)
         self.runs = RunsBox()
@@ -327,11 +326,12 @@ class TrainDock(QWidget):
         self.settings.show_method(method)
 
     def _on_method_chosen(self) -> None:
-        """Take the settings that are usual with a method."""
-        usual = PretrainConfig(**METHOD_DEFAULTS[self.method.currentData()])
-        changed = {one for values in METHOD_DEFAULTS.values() for one in values}
+        """Take what is usual with a method, in the place of what was with the last."""
+        name, config = self.method.currentData(), self.settings.config()
+        usual = PretrainConfig(method=name, **METHOD_DEFAULTS[name])
+        changed = ("method", *METHOD_DEFAULTS[config.method], *METHOD_DEFAULTS[name])
         self.settings.set_config(
-            self.settings.config().changed({n: getattr(usual, n) for n in changed})
+            config.changed({one: getattr(usual, one) for one in changed})
         )
         self._check()
 
@@ -575,7 +575,7 @@ class TrainDock(QWidget):
             case Started():
                 self._say_what_is_shown(event.method)
                 self.state.working(
-                    f"{count(event.crops, 'crop')} for training, "
+                    f"{count(event.crops, event.what)} for training, "
                     f"{event.held_out_crops} held out · {event.device}"
                 )
                 self._saved = True

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from histomae import cli
-from histomae.config import load_recipe
+from histomae.config import METHOD_DEFAULTS, load_recipe
 from histomae.errors import HistomaeError
 from histomae.events import Finished, Note, Progress, Started, Step, event_from_json
 from histomae.exchange.features import read_features
@@ -29,6 +29,7 @@ from histomae.infer.encoder import TileEncoder
 from histomae.learn.runs import RunFolder
 from histomae.models import vit
 from histomae.models.probe import Probe
+from histomae.models.slide_checkpoint import load_slide_checkpoint
 from histomae.slides.grid import TileGrid
 from histomae.slides.slide import Slide
 from histomae.slides.tissue import tissue_cells, tissue_mask
@@ -385,11 +386,49 @@ def test_embed_on_a_cluster_that_is_not_there(folder, slide, trained, monkeypatc
     assert "No scheduler answers at tcp://127.0.0.1:9" in said.err
 
 
-def test_info_on_all_that_there_is(slide, trained, taught, embedded):
+@pytest.fixture(scope="module")
+def pretrained(folder, embedded):
+    """A run of PAMA on the embedded slide."""
+    run = folder / "slides-run"
+    how = ["--method", "pama", "--tiles-per-anchor", 18, "--epochs", 3]
+    how += ["--warmup-epochs", 0, "--device", "cpu", "--precision", "f32"]
+    return run, histomae("pretrain", embedded[0], "--run", run, *how)
+
+
+def test_pama_is_pretrained_on_feature_files(pretrained, embedded):
+    run, said = pretrained
+    assert said.code == 0, said.err
+    tiles = len(read_features(embedded[0] / "walk.h5").cells)
+    config = RunFolder(run).config()
+    assert config.batch_size == METHOD_DEFAULTS["pama"]["batch_size"]
+    assert (config.feature_dim, config.mpp) == (16, MPP)
+    assert "pama: 1 slide, 0 held out, at 1 µm/px; " in said.err
+    checkpoint = RunFolder(run).last
+    assert said.out.splitlines()[-1] == f"checkpoint: {checkpoint}"
+    header = load_slide_checkpoint(checkpoint).header
+    assert header.step == 3
+    assert header.has_seen("walk")
+    assert header.model.tiles_per_anchor == 18
+    assert tiles > 18
+
+
+def test_pama_on_what_are_no_features(slide, tmp_path):
+    said = histomae("pretrain", slide, "--method", "pama", "--run", tmp_path / "r")
+    complaint(said, slide.name, "no file of features")
+    assert not (tmp_path / "r").exists()
+
+
+def test_an_encoder_of_slides_looks_at_no_tiles(pretrained, slide, tmp_path):
+    run, _ = pretrained
+    said = histomae("attend", slide, "--encoder", run, "--out", tmp_path)
+    complaint(said, "is an encoder of slides, not an encoder of tiles")
+
+
+def test_info_on_all_that_there_is(slide, trained, taught, embedded, pretrained):
     run = RunFolder(trained[0])
     said = histomae(
         *("info", slide, run.path, run.last, run.encoder, taught[0], slide.parent),
-        embedded[0] / "walk.h5",
+        *(embedded[0] / "walk.h5", RunFolder(pretrained[0]).last),
     )
     assert said.code == 0, said.err
     for words in (
@@ -403,6 +442,9 @@ def test_info_on_all_that_there_is(slide, trained, taught, embedded):
         "walk.probe: probe",
         "Spots (",
         "walk.h5: features of walk, ",
+        "encoder of slides ",
+        "pama, 3 steps, mask ratio 0.75, decoder 128 × 1",
+        "18 tiles an anchor",
         "pooling class_token",
     ):
         assert words in said.out

@@ -826,7 +826,7 @@ def _forget_unstarted(run: RunFolder) -> None:
     """Empty the folder of a run that failed before it began, for another try."""
     if run.last.exists() or any(isinstance(event, Started) for event in run.events()):
         return
-    for file in (run.config_file, run.events_file, run.crops_file):
+    for file in (run.config_file, run.events_file, run.crops_file, run.bags_file):
         file.unlink(missing_ok=True)
     with suppress(OSError):  # something else is in it
         run.path.rmdir()
@@ -885,9 +885,10 @@ def _show_event(event: Event, meter: Meter) -> None:
             meter.move("training", event.step, event.total_steps, told)
         case Started():
             begun = f"going on after step {event.step}; " if event.step else ""
+            mpp = "" if event.mpp is None else f", at {event.mpp:.3g} µm/px"
             mention(
-                f"{event.method}: {begun}{event.crops} crops, {event.held_out_crops} "
-                f"held out, at {event.mpp:.3g} µm/px; {event.parameters / 1e6:.1f} M "
+                f"{event.method}: {begun}{_count(event.crops, event.what)}, "
+                f"{event.held_out_crops} held out{mpp}; {event.parameters / 1e6:.1f} M "
                 f"parameters on {event.device} in {event.precision}"
             )
         case HeldOut():

@@ -7,6 +7,7 @@ TOML file that lists only what differs from the defaults.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import tomllib
@@ -19,19 +20,32 @@ import tomli_w
 
 from histomae.errors import ConfigError
 
-METHODS = ("mae", "sd-mae", "mpcs")
+METHODS = ("mae", "sd-mae", "mpcs", "pama")
 #: What a method changes of the defaults, unless it is said.
 METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     "mae": {},
     "sd-mae": {"mask_ratio": 0.6},
     "mpcs": {},
+    # Slides are fewer than crops, and each is a thousand tokens.
+    "pama": {
+        "epochs": 100,
+        "warmup_epochs": 10.0,
+        "batch_size": 16,
+        "base_lr": 1e-2,
+        "grad_clip": 1.0,
+        "preview_every": 50,
+        "save_every": 50,
+    },
 }
+#: Those that take files of tile features in the place of slides.
+ON_FEATURES = ("pama",)
 TEACHERS = ("ema", "reference", "none")
 STRATEGIES = ("ordered", "random", "fixed")
 POOLINGS = ("class_token", "mean")
 OPTIMIZERS = ("adamw", "lars")
 CONVOLUTIONS = ("resnet50", "resnet50_dilated", "efficientnet_b2")
 ENCODERS = ("vit_small", "vit_tiny", "vit_micro", *CONVOLUTIONS)
+SLIDE_ENCODERS = ("pama_small", "pama_base")
 #: Methods that hide patches, which convolutions do not have.
 MASKING = ("mae", "sd-mae")
 PRECISIONS = ("auto", "f32", "bf16")
@@ -57,13 +71,15 @@ class PretrainConfig:
     """Everything a pretraining needs to know; ``None`` means: decided at the start.
 
     Whatever is decided at the start is written back, so that the ``config.toml`` of a
-    run folder has no ``None`` left but for ``slide_mpp``.
+    run folder has no ``None`` left but for ``slide_mpp``, and what its method does not
+    ask for.
     """
 
     slides: tuple[str, ...] = ()
-    """Slide files, folders of them, or addresses such as s3://bucket/a.svs."""
+    """Slide files, folders of them, or addresses such as s3://bucket/a.svs; for pama
+    files of their features."""
     method: str = "mae"
-    """Self-supervised method: mae, sd-mae or mpcs."""
+    """Self-supervised method: mae, sd-mae, mpcs or pama."""
     encoder: str = "vit_small"
     """ViT by width and blocks: vit_small 384/12, vit_tiny 192/12, vit_micro 192/4; with
     mpcs also resnet50, resnet50_dilated (a finer map) and efficientnet_b2."""
@@ -142,6 +158,19 @@ class PretrainConfig:
     skip_unreadable: bool = False
     """MPCS on BreakHis: leave out pictures that cannot be read, and say which."""
 
+    slide_encoder: str = "pama_small"
+    """PAMA by width and blocks: pama_small 256/2, or pama_base 1024/4, as published."""
+    feature_dim: int | None = None
+    """PAMA: numbers of a tile; None: as in the feature files."""
+    tiles_per_anchor: int = 144
+    """PAMA: tiles for each anchor; 144 suits whole slides, 18 regions of hundreds."""
+    most_tiles: int = 2048
+    """PAMA: tiles of a slide in a step; of a larger one others in the next epoch."""
+    anchor_dropout: float = 0.2
+    """PAMA: share of the anchors that take no part in a step."""
+    compat: bool = False
+    """PAMA with the published equations, which mind how a slide is turned."""
+
     epochs: int = 400
     """Passes over the crops."""
     warmup_epochs: float = 40.0
@@ -195,14 +224,16 @@ class PretrainConfig:
         _one_of("pair_strategy", self.pair_strategy, STRATEGIES)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
+        _one_of("slide_encoder", self.slide_encoder, SLIDE_ENCODERS)
         for name in (
             *("tile_px", "patch_size", "crops_per_slide", "epochs", "batch_size"),
             *("decoder_dim", "decoder_depth", "decoder_heads"),
             *("preview_every", "save_every", "region_px", "crops_per_region"),
-            "prototypes",
+            *("prototypes", "tiles_per_anchor"),
         ):
             _at_least(name, getattr(self, name), 1)
-        for name in ("micro_batch", "threads"):
+        _at_least("most_tiles", self.most_tiles, 2)
+        for name in ("micro_batch", "threads", "feature_dim"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 1)
         for name in (
@@ -210,6 +241,7 @@ class PretrainConfig:
             *("distill_weight", "visible_weight"),
         ):
             _within(name, getattr(self, name), 0.0, 1.0)
+        _within("anchor_dropout", self.anchor_dropout, 0.0, 0.9)
         _within("decoded_share", self.decoded_share, 0.01, 1.0)
         _within("crop_scale_min", self.crop_scale_min, 0.05, 1.0)
         for name in ("mpp", "slide_mpp"):
@@ -342,10 +374,17 @@ class PretrainConfig:
 
     @property
     def architecture(self) -> str:
-        """Name after timm's pattern, such as ``vit_small_patch16_224``."""
+        """Name after timm's pattern, such as ``vit_small_patch16_224``; or PAMA's."""
+        if self.method == "pama":
+            return self.slide_encoder
         if self.encoder in CONVOLUTIONS:
             return self.encoder
         return f"{self.encoder}_patch{self.patch_size}_{self.tile_px}"
+
+    @property
+    def short_hash(self) -> str:
+        """Of all settings, hexadecimal."""
+        return hashlib.sha256(self.to_toml().encode()).hexdigest()[:16]
 
 
 def recipe_names() -> tuple[str, ...]:

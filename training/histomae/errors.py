@@ -53,6 +53,10 @@ class FeatureError(HistomaeError, ValueError):
     """A file of tile features does not hold what it should, or does not fit others."""
 
 
+class LabelError(HistomaeError, ValueError):
+    """A table of labels cannot be understood, or splits a patient."""
+
+
 class DataSetError(HistomaeError, ValueError):
     """A folder is not the data set that it should be, or a picture in it is damaged."""
 

@@ -56,9 +56,10 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """A training begins, or goes on at ``step``. ``mpp`` is in µm/px.
+    """A training begins, or goes on at ``step``.
 
-    ``processes`` train together, one of them being the rule.
+    ``mpp`` is in µm/px; None: the features it trains on do not say. ``processes`` train
+    together, one of them being the rule. ``what`` it trains on: a crop, or a slide.
     """
 
     method: str
@@ -69,8 +70,9 @@ class Started(Event):
     parameters: int
     device: str
     precision: str
-    mpp: float
+    mpp: float | None
     processes: int = 1
+    what: str = "crop"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import pytest
 from histomae.errors import FeatureError
 from histomae.exchange.features import (
     FeatureHeader,
-    FeatureSpec,
     SlideFeatures,
     cells_of,
     check_alike,
@@ -19,6 +18,7 @@ from histomae.exchange.features import (
     read_header,
     write_features,
 )
+from histomae.models.feature_spec import FeatureSpec
 from histomae.slides.grid import TileGrid, TileSpec
 
 #: Tiles of 224 px at 0.69 µm on a slide of 0.4 × 0.5 µm: their corners are not whole.

@@ -5,9 +5,9 @@ import pytest
 
 from histomae.errors import ConfigError, FeatureError, SlideError
 from histomae.events import Progress
-from histomae.exchange.features import FeatureSpec
 from histomae.infer.embed import SlideEmbedding, embed_tiles
 from histomae.infer.predict import tissue_grid
+from histomae.models.feature_spec import FeatureSpec
 from histomae.slides.tissue import TissueParams, remember_params
 
 

@@ -128,7 +128,7 @@ def test_settings_are_decided_and_written(begin, tissue_slide):
     list(run_in(run))
     config = run.config()
     undecided = {f.name for f in fields(config) if getattr(config, f.name) is None}
-    assert undecided == {"slide_mpp", "grad_clip"}
+    assert undecided == {"slide_mpp", "grad_clip", "feature_dim"}
     assert config.mpp == 0.5
     assert config.threads == 1
     assert config.device in ("cpu", "cuda", "mps")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
-from histomae.errors import ConfigError
+from histomae.errors import ConfigError, LabelError
 
 Array = np.ndarray[Any, Any]
 
@@ -27,6 +27,30 @@ class GroupedFolds:
 
     folds: tuple[tuple[Array, Array], ...]
     unscored: tuple[int, ...]
+
+
+def check_no_leak(train: Array, test: Array) -> None:
+    """Refuse a split with a patient on both sides.
+
+    Parameters
+    ----------
+    train, test
+        str (M,): the patient of each row.
+
+    Raises
+    ------
+    LabelError
+        Naming the first few.
+    """
+    both = np.intersect1d(train, test).tolist()
+    if both:
+        named = ", ".join(map(str, both[:3]))
+        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
+        raise LabelError(
+            f"{named}{more} {'is' if len(both) == 1 else 'are'} both trained on and "
+            "tested on, which makes scores too good. Put all slides of a patient on "
+            "one side."
+        )
 
 
 def grouped_folds(

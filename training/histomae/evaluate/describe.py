@@ -11,8 +11,9 @@ from histomae.errors import CheckpointError, SlideError
 from histomae.events import Failed, HeldOut, Step
 from histomae.exchange.features import SUFFIX, read_features
 from histomae.learn.runs import RunFolder
-from histomae.models.checkpoint import load_checkpoint
+from histomae.models.checkpoint import SLIDE_KEY, Header, held_in, load_checkpoint
 from histomae.models.probe import Probe
+from histomae.models.slide_checkpoint import SlideCheckpoint, load_slide_checkpoint
 from histomae.models.tensor_files import is_tensor_file
 from histomae.slides.find import find_slides
 from histomae.slides.slide import Slide
@@ -122,7 +123,9 @@ def _levels(slide: Slide) -> str:
 
 
 def describe_weights(path: Path) -> list[str]:
-    """Describe a checkpoint of an encoder, or a probe."""
+    """Describe a checkpoint of an encoder of tiles or of slides, or a probe."""
+    if path.is_file() and is_tensor_file(path) and held_in(path) == SLIDE_KEY:
+        return _describe_slide_encoder(path, load_slide_checkpoint(path))
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError as not_an_encoder:
@@ -140,9 +143,31 @@ def describe_weights(path: Path) -> list[str]:
         + (f"decoder {decoder.dim} × {decoder.depth}" if decoder else "no decoder"),
         f"  tiles of {header.tile_px} px at {header.mpp:.4g} µm/px"
         + (" (a pixel size was entered by hand)" if header.mpp_given else ""),
-        "  "
-        + ", ".join(f"{name} {number}" for name, number in header.versions.items()),
+        _versions(header),
     ]
+
+
+def _describe_slide_encoder(path: Path, checkpoint: SlideCheckpoint) -> list[str]:
+    header = checkpoint.header
+    model, features = header.model, header.features
+    decoder = f"decoder {model.decoder_dim} × {model.decoder_depth}"
+    tiles = f"  tiles of {features.width} numbers by {features.encoder}"
+    if features.mpp is not None:
+        tiles += f", {features.tile_px} px at {features.mpp:.4g} µm/px"
+    published = ", the published equations" if model.compat else ""
+    return [
+        f"{path.name}: encoder of slides {checkpoint.encoder_id}, "
+        f"{header.architecture}{published}",
+        f"  {header.method}, {header.step} steps, mask ratio {header.mask_ratio:g}, "
+        + (decoder if header.has_decoder else "no decoder"),
+        f"{tiles}; {model.tiles_per_anchor} tiles an anchor",
+        f"  trained on {len(header.seen)} slides",
+        _versions(header),
+    ]
+
+
+def _versions(header: Header) -> str:
+    return "  " + ", ".join(f"{name} {n}" for name, n in header.versions.items())
 
 
 def _describe_probe(path: Path, probe: Probe) -> list[str]:

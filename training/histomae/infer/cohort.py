@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from histomae.events import Event
-    from histomae.exchange.features import FeatureHeader, FeatureSpec
+    from histomae.exchange.features import FeatureHeader
     from histomae.infer.embed import SlideEmbedding
+    from histomae.models.feature_spec import FeatureSpec
     from histomae.slides.tissue import TissueParams
 
 #: What may be wrong with one slide of many.

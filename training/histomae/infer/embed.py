@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.errors import ConfigError, FeatureError
-from histomae.exchange.features import FeatureHeader, FeatureSpec, SlideFeatures
+from histomae.exchange.features import FeatureHeader, SlideFeatures
 from histomae.infer.encoder import check_pooling
 from histomae.infer.tiles import map_tiles, no_tiles
+from histomae.models.feature_spec import FeatureSpec
 from histomae.slides.grid import TileGrid
 from histomae.slides.tissue import params_of, tissue_cells, tissue_mask
 

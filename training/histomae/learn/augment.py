@@ -54,6 +54,8 @@ class Stream(IntEnum):
     VIEW = 1
     MASK = 2
     HELD_OUT_MASK = 3
+    PART_OF_BAG = 4
+    ANCHORS = 5
     PAIR = 6
     CHANGE = 7
 

@@ -48,13 +48,14 @@ AGAIN_S, GIVE_UP_S = 1.0, 60.0
 
 
 class Source(Protocol):
-    """Where a method's pictures come from. A context manager."""
+    """Where a method's pictures come from."""
 
-    def stream(self, batches: Iterable[Indices]) -> Iterator[Pixels | None]:
+    def stream(self, batches: Iterable[Indices]) -> Iterator[Any]:
         """Yield the pictures of each batch of crop numbers, in order.
 
         uint8 (N, H, W, 3); of methods that see a place at M magnifications
-        (N, M, H, W, 3), the coarsest first.
+        (N, M, H, W, 3), the coarsest first; or what else the method takes, with a
+        method ``to(device)``.
         None says that nothing is ready yet; it is yielded every ``PATIENCE_S`` while
         reading is slow, so that whoever waits can be asked to stop.
         """
@@ -63,15 +64,6 @@ class Source(Protocol):
     def complaints(self, *, at_the_end: bool = False) -> list[str]:
         """Return sentences on what cannot be read: what is new, or all at the end."""
         ...
-
-    def __enter__(self) -> Source: ...
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None: ...
 
 
 class Reader:

@@ -9,14 +9,20 @@ from __future__ import annotations
 import time
 from dataclasses import fields, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from histomae.errors import ConfigError
 from histomae.events import Event, Heartbeat
-from histomae.learn.loop import Learner, awaited, memory_in_words, micro_batch_of
+from histomae.learn.loop import (
+    Learner,
+    awaited,
+    memory_in_words,
+    micro_batch_of,
+    on_device,
+)
 from histomae.learn.methods import Batch, Setting
 
 if TYPE_CHECKING:
@@ -26,7 +32,7 @@ if TYPE_CHECKING:
 
     from histomae.config import PretrainConfig
     from histomae.learn.examples import Examples
-    from histomae.learn.loop import Indices, Pixels
+    from histomae.learn.loop import Indices
     from histomae.learn.methods import Method
 
 #: Settings that say where and how fast, not what: another machine may change them.
@@ -121,7 +127,7 @@ def micro_batch(per_crop_s: float, device_type: str) -> int:
 def _seconds(
     model: nn.Module,
     method: Method,
-    pictures: Pixels,
+    pictures: Any,
     indices: Indices,
     setting: Setting,
 ) -> Generator[Event, None, float]:
@@ -135,7 +141,7 @@ def _seconds(
     took = []
     for _ in range(1 + TIMED_RUNS):  # the first one warms up
         begin = time.perf_counter()
-        batch = Batch(torch.from_numpy(pictures).to(device), indices, epoch=0)
+        batch = Batch(on_device(pictures, model), indices, epoch=0)
         with memory_in_words():
             inputs = method.inputs(batch, setting)
             found = learner(inputs, encode=method.encode is not None)[""]

@@ -54,7 +54,8 @@ class Examples:
 
     ``held_out`` bool (n,) marks the examples kept out of training; ``region`` int64
     (n,) numbers from 0 who are neighbours, and are best read at about the same time.
-    ``mpp`` is in µm/px; ``mpp_given``: a person supplied that of one slide at least.
+    ``mpp`` is in µm/px, None where feature files do not say it; ``mpp_given``: a person
+    supplied that of one slide at least.
 
     ``patient`` int64 (n,) numbers from 0 what is of one patient, or of one slide where
     no more is known. ``present`` bool (n, M) marks which of M magnifications there are
@@ -64,7 +65,7 @@ class Examples:
     source: Source
     held_out: Bools
     region: Indices
-    mpp: float
+    mpp: float | None
     mpp_given: bool
     patient: Indices
     present: Bools

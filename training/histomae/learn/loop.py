@@ -1,4 +1,4 @@
-"""The one training loop. It knows of a method what :class:`Method` says, and no more.
+"""The one training loop. It knows of a method what :class:`Task` says, and no more.
 
 A step is: its crops in micro-batches, the gradients of each weighted by its share of
 the batch, one look at whether all numbers are finite, one update. Between micro-batches
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from histomae.config import PretrainConfig
     from histomae.learn.crops import Source
-    from histomae.learn.methods import Inputs, Method, Setting
+    from histomae.learn.methods import Inputs, Setting, Task
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -152,7 +152,7 @@ class Learner(nn.Module):
     whatever parts of the model the method calls.
     """
 
-    def __init__(self, model: nn.Module, method: Method, setting: Setting) -> None:
+    def __init__(self, model: nn.Module, method: Task, setting: Setting) -> None:
         super().__init__()
         self.model = model
         self._method, self._setting = method, setting
@@ -167,8 +167,8 @@ class Learner(nn.Module):
     def forward(self, inputs: Inputs, *, encode: bool = False) -> dict[str, Tensor]:
         """Return the means over a micro-batch: the loss under "", what is logged, ().
 
-        Those of any shape that are for :attr:`Method.after_step` begin with a dot. With
-        ``encode``, return only what :attr:`Method.encode` does, under "".
+        Those of any shape that are for :attr:`Task.after_step` begin with a dot. With
+        ``encode``, return only what :attr:`Task.encode` does, under "".
         """
         device = next(self.model.parameters()).device
         half = self._setting.config.precision == "bf16"
@@ -186,7 +186,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     *,
     fabric: Fabric,
-    method: Method,
+    method: Task,
     setting: Setting,
     source: Source,
     plan: Plan,
@@ -288,7 +288,7 @@ def fit(
 
 
 def _shared(
-    model: nn.Module, method: Method, setting: Setting, fabric: Fabric
+    model: nn.Module, method: Task, setting: Setting, fabric: Fabric
 ) -> nn.Module:
     """Return the learner, its gradients averaged over the processes."""
     learner: Any = Learner(model, method, setting)
@@ -304,7 +304,7 @@ def held_out_loss(
     indices: Indices,
     *,
     fabric: Fabric,
-    method: Method,
+    method: Task,
     setting: Setting,
     source: Source,
 ) -> Generator[Event, None, float]:
@@ -322,7 +322,7 @@ def held_out_loss(
         for chunk in chunks:
             ready = yield from awaited(pictures)
             with torch.inference_mode(), memory_in_words():
-                batch = Batch(_on_device(ready, model), chunk, epoch=0, training=False)
+                batch = Batch(on_device(ready, model), chunk, epoch=0, training=False)
                 found = learner(method.inputs(batch, setting), encode=encode)[""]
             if encode:
                 encoded.append(found)
@@ -339,14 +339,14 @@ def held_out_loss(
     return summed(torch.tensor(total, device=fabric.device), fabric).item()
 
 
-def micro_batch_of(method: Method, config: PretrainConfig) -> int:
+def micro_batch_of(method: Task, config: PretrainConfig) -> int:
     """Return how many crops go through the model at once."""
     if config.micro_batch is None or not in_parts(method, config):
         return config.batch_size
     return config.micro_batch
 
 
-def in_parts(method: Method, config: PretrainConfig) -> bool:
+def in_parts(method: Task, config: PretrainConfig) -> bool:
     """Whether crops may go through the model a few at a time."""
     if method.encode is None:
         return method.splits_over_batch
@@ -362,8 +362,8 @@ def _micro_batches(
 
 def _accumulate(
     learner: nn.Module,
-    pictures: Iterator[Pixels | None],
-    method: Method,
+    pictures: Iterator[Any],
+    method: Task,
     setting: Setting,
     fabric: Fabric,
     batch: tuple[int, Indices],
@@ -381,7 +381,7 @@ def _accumulate(
         share = len(chunk) / len(indices)
         with memory_in_words(), _gradients_kept(learner, fabric, number < len(chunks)):
             inputs = method.inputs(
-                Batch(_on_device(ready, learner), chunk, epoch), setting
+                Batch(on_device(ready, learner), chunk, epoch), setting
             )
             logged = learner(inputs)
             # The gradients of the processes are averaged, and should be summed.
@@ -395,8 +395,8 @@ def _accumulate(
 
 def _accumulate_cached(
     learner: nn.Module,
-    pictures: Iterator[Pixels | None],
-    method: Method,
+    pictures: Iterator[Any],
+    method: Task,
     setting: Setting,
     fabric: Fabric,
     batch: tuple[int, Indices],
@@ -410,8 +410,8 @@ def _accumulate_cached(
     chunks = split(part_of(indices, fabric), micro_batch)
     at_once = len(chunks) == 1  # then once is enough
 
-    def encoded(ready: Pixels, chunk: Indices) -> Tensor:
-        pictures = Batch(_on_device(ready, learner), chunk, epoch)
+    def encoded(ready: Any, chunk: Indices) -> Tensor:
+        pictures = Batch(on_device(ready, learner), chunk, epoch)
         found: Tensor = learner(method.inputs(pictures, setting), encode=True)[""]
         return found
 
@@ -471,15 +471,18 @@ def _gradients_kept(
     return fabric.no_backward_sync(learner, enabled=more_follow)  # type: ignore[arg-type]
 
 
-def awaited(pictures: Iterator[Pixels | None]) -> Generator[Event, None, Pixels]:
-    """Return the next pictures of a source; a heartbeat tells that one waits."""
+def awaited(pictures: Iterator[Any]) -> Generator[Event, None, Any]:
+    """Return what a source gives next; a heartbeat tells that one waits."""
     while (ready := next(pictures)) is None:
         yield Heartbeat()
     return ready
 
 
-def _on_device(pictures: Pixels, model: nn.Module) -> Tensor:
+def on_device(pictures: Any, model: nn.Module) -> Any:
+    """Return what a source gave on the device of a model."""
     device = next(model.parameters()).device
+    if not isinstance(pictures, np.ndarray):  # a source's own kind
+        return pictures.to(device)
     tensor = torch.from_numpy(pictures)
     if device.type == "cuda":  # pinned, so that the copy runs beside the computing
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -13,25 +13,33 @@ import numpy as np
 import torch
 
 from histomae.infer.reconstruct import reconstruct_tiles
+from histomae.learn import pama
 from histomae.learn.augment import Stream, mask_noise, view_affines, views
+from histomae.learn.bag_files import slide_bags
 from histomae.learn.examples import places, slide_crops
 from histomae.learn.pairs import changes, drawn_pairs
 from histomae.models import mpcs, sdmae
+from histomae.models.checkpoint import CheckpointHeader, load_checkpoint
 from histomae.models.encoders import spec_of
+from histomae.models.initial import init_encoder
 from histomae.models.mae import MaskedAutoencoder
 from histomae.models.mpcs import Contrastive
 from histomae.models.patches import random_mask
 from histomae.models.sdmae import SelfDistilled
+from histomae.models.slide_checkpoint import load_slide_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
 
     from torch import Tensor, nn
 
     from histomae.config import PretrainConfig
     from histomae.events import Event
     from histomae.learn.examples import Examples
+    from histomae.models.checkpoint import Header, Kept
     from histomae.models.encoders import AnySpec
+    from histomae.models.initial import InitialWeights
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -41,14 +49,15 @@ Inputs = dict[str, "Tensor"]
 
 @dataclass(frozen=True)
 class Setting:
-    """What every function of a method may know: the settings, and the pixels' scale.
+    """What every function of a method may know.
 
-    ``mean`` and ``std`` of each channel are on pixels from 0 to 1.
+    The settings, ``mean`` and ``std`` of each channel on pixels from 0 to 1, and what
+    it trains on, if that is there.
     """
 
     config: PretrainConfig
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     examples: Examples | None = None
     """What is trained on; None: nobody knows, as when a model only looks."""
 
@@ -58,12 +67,13 @@ class Batch:
     """A micro-batch as the loop hands it over.
 
     ``pictures`` uint8 (N, H, W, 3), as the method's source gives them (of one that sees
-    M magnifications (N, M, H, W, 3)), on the device;
-    ``indices`` int64 (N,), the numbers of the crops. ``training`` is False for crops
-    held out: they are not augmented, and their randomness does not change with time.
+    M magnifications (N, M, H, W, 3)), on the device; or, if that is what the source
+    gives, :class:`histomae.learn.bags.Bags`. ``indices`` int64 (N,), the numbers of the
+    crops. ``training`` is False for crops held out: they are not augmented, and their
+    randomness does not change with time.
     """
 
-    pictures: Tensor
+    pictures: Any
     indices: Indices
     epoch: int
     training: bool = True
@@ -74,7 +84,7 @@ class Objective:
     """What a loss gives.
 
     ``loss`` (), other numbers () worth recording by name, and tensors of any shape
-    whose means over the batch :attr:`Method.after_step` needs.
+    whose means over the batch :attr:`Task.after_step` needs.
     """
 
     loss: Tensor
@@ -82,30 +92,16 @@ class Objective:
     means: dict[str, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way of learning without labels."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What the loop must know to train a model."""
 
-    name: str
-    """As in ``PretrainConfig.method``."""
-    title: str
-    """For a menu."""
-    sentence: str
-    """What it does, for people."""
     splits_over_batch: bool
     """Whether the loss of a batch is the mean of its crops' own losses.
 
     Then gradients of micro-batches add up to the batch's. Contrastive losses and batch
     norm do not split: the whole batch is needed at once.
     """
-    build: Callable[[PretrainConfig, torch.Generator], Any]
-    """Make the model; the generator is of its weights.
-
-    A module with ``encoder``, ``decoder``, ``encoder_spec`` and ``decoder_spec``, for
-    these are what a checkpoint holds (:mod:`histomae.models.checkpoint`).
-    """
-    examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Examples]]]
-    """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
     inputs: Callable[[Batch, Setting], Inputs]
     """Make a loss's inputs: augmentation, normalisation, masks. In float32."""
     loss: Callable[[nn.Module, Inputs, Setting], Objective]
@@ -117,8 +113,6 @@ class Method:
     precision, and :attr:`loss` is of a whole batch: of ``encoded`` (N, ...), and the
     crops' numbers as ``indices`` (N,).
     """
-    picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
-    """Show what the model makes of crops, as of the source; uint8 (H', W', 3)."""
     after_step: Callable[[Any, float, Inputs], dict[str, float]] | None = None
     """Called after each update: teachers, centres.
 
@@ -127,6 +121,63 @@ class Method:
     """
     concern: Callable[[dict[str, float]], str] | None = None
     """Say what is wrong, and what to try, given what a step records; "" if nothing."""
+
+
+def _begin_tiles(
+    model: Any, config: PretrainConfig, examples: Examples
+) -> InitialWeights:
+    return init_encoder(model.encoder, config.init_from)
+
+
+def _tile_header(model: Any, setting: Setting, step: int) -> CheckpointHeader:
+    config, examples = setting.config, setting.examples
+    assert examples is not None
+    assert examples.mpp is not None
+    return CheckpointHeader(
+        architecture=config.architecture,
+        encoder=model.encoder_spec,
+        decoder=model.decoder_spec,
+        method=config.method,
+        mask_ratio=0.0 if model.decoder is None else config.mask_ratio,
+        norm_pix=config.norm_pix,
+        mean=setting.mean,
+        std=setting.std,
+        tile_px=config.tile_px,
+        mpp=examples.mpp,
+        mpp_given=examples.mpp_given,
+        step=step,
+        config_hash=config.short_hash,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Task):
+    """A way of learning without labels."""
+
+    name: str
+    """As in ``PretrainConfig.method``."""
+    title: str
+    """For a menu."""
+    sentence: str
+    """What it does, for people."""
+    build: Callable[[PretrainConfig, torch.Generator], Any]
+    """Make the model; the generator is of its weights.
+
+    A module with ``encoder`` and ``decoder``, for these are what a checkpoint holds
+    (:mod:`histomae.models.checkpoint`); the decoder may be None.
+    """
+    examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Any]]]
+    """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
+    what: str = "crop"
+    """One of what it trains on, for people."""
+    begin: Callable[[Any, PretrainConfig, Any], InitialWeights] = _begin_tiles
+    """Give a new model, made for examples, the weights that the settings name."""
+    header: Callable[[Any, Setting, int], Header] = _tile_header
+    """Return what a checkpoint of the model, after so many steps, says of itself."""
+    load: Callable[[Path], Kept[Any]] = load_checkpoint
+    """Read a checkpoint of such a model."""
+    picture: Callable[[nn.Module, Pixels, Indices, Setting], Pixels] | None = None
+    """Show what the model makes of crops, as of the source; uint8 (H', W', 3)."""
 
 
 def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencoder:
@@ -318,6 +369,10 @@ def _mpcs_picture(
     return beside([tuple(pair) for pair in shown])
 
 
+def _pama_loss(model: Any, inputs: Inputs, setting: Setting) -> Objective:
+    return Objective(pama.loss(model, inputs, setting.config), {})
+
+
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
@@ -366,6 +421,24 @@ METHODS: dict[str, Method] = {
             loss=_mpcs_loss,
             picture=_mpcs_picture,
             concern=mpcs.concern,
+        ),
+        Method(
+            name="pama",
+            title="Slides as a whole",
+            sentence=(
+                "Most tiles of each slide are hidden and the network learns to predict "
+                "them from the others and where they lie, so that it learns how slides "
+                "are laid out. It takes the tiles' features, not pixels."
+            ),
+            splits_over_batch=True,
+            build=pama.build,
+            examples=slide_bags,
+            what="slide",
+            begin=pama.begin,
+            header=pama.header,
+            load=load_slide_checkpoint,
+            inputs=pama.inputs,
+            loss=_pama_loss,
         ),
     )
 }

@@ -47,8 +47,6 @@ from histomae.learn.processes import agreed, is_first, join, leave
 from histomae.learn.runs import RunFolder, absolute_paths
 from histomae.learn.saving import Keeper, writing
 from histomae.learn.tensorboard import TensorBoard
-from histomae.models.checkpoint import Checkpoint, load_checkpoint
-from histomae.models.initial import init_encoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -59,6 +57,7 @@ if TYPE_CHECKING:
     from histomae.config import PretrainConfig
     from histomae.learn.examples import Examples
     from histomae.learn.loop import Indices, Pixels
+    from histomae.models.checkpoint import Kept
 
 #: ImageNet's, as in MAE; weights that a training starts from bring their own.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,7 +137,7 @@ def _unexpected(error: Exception) -> str:
 def pretrain(
     config: PretrainConfig, run: RunFolder, *, resume: bool = False
 ) -> Generator[Event, None, Path]:
-    """Pretrain an encoder on crops of slides.
+    """Pretrain an encoder on crops of slides, or on slides as bags of tiles.
 
     Asks the run folder between micro-batches whether to stop, pause or discard, and
     writes checkpoints, previews, the crops and the resolved settings into it; recording
@@ -164,8 +163,8 @@ def pretrain(
         If there is a run in the folder already, or nothing left to do.
     ConfigError
         If a setting cannot be met, or differs from the run that is resumed.
-    SlideError, MissingMppError, UpsamplingError, NotEnoughDataError
-        If the slides do not serve.
+    SlideError, MissingMppError, UpsamplingError, NotEnoughDataError, FeatureError
+        If the slides, or their features, do not serve.
     CheckpointError, DownloadError
         If the weights to start from do not.
     """
@@ -250,7 +249,7 @@ class _Work:
     ) -> None:
         self._run, self._fabric, self._stack = run, fabric, stack
         self._training: _Training | None = None
-        self._checkpoint: Checkpoint | None = None
+        self._checkpoint: Kept[Any] | None = None
         begin = _Begin(config)
         if self._is_first:
             begin = self._go_on(config) if resume else self._begin(config)
@@ -259,7 +258,7 @@ class _Work:
         self._judged_step = self._beginning.judged_step
         self._best = self._beginning.best
         if self.step and not self._is_first:
-            self._checkpoint = load_checkpoint(run.last)
+            self._checkpoint = METHODS[config.method].load(run.last)
 
     @property
     def _is_first(self) -> bool:
@@ -282,7 +281,7 @@ class _Work:
         begun = run.config()
         config = settled(absolute_paths(config), begun)
         if run.last.exists():
-            self._checkpoint = load_checkpoint(run.last)
+            self._checkpoint = METHODS[config.method].load(run.last)
         step = None if self._checkpoint is None else self._checkpoint.header.step
         run.cut_back(step)
         judged = {e.step: e.loss for e in run.events() if isinstance(e, HeldOut)}
@@ -380,7 +379,7 @@ class _Work:
         for note in self._beginning.notes:
             yield Note(note)
         if self._checkpoint is None:
-            begun = init_encoder(model.encoder, config.init_from)
+            begun = method.begin(model, config, examples)
             for note in begun.notes:
                 yield Note(note)
             mean, std = begun.mean or MEAN, begun.std or STD
@@ -420,7 +419,6 @@ class _Work:
                 optimizer=optimizer,
                 method=method,
                 setting=setting,
-                examples=examples,
             ),
         )
         if self._checkpoint is not None:
@@ -442,6 +440,7 @@ class _Work:
             precision=config.precision,
             mpp=training.examples.mpp,
             processes=self._fabric.world_size,
+            what=training.method.what,
         )
 
     # ---- looking, and keeping

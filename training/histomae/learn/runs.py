@@ -3,7 +3,7 @@
 ==================  ==========================================================
 ``config.toml``     the settings, with everything decided at the start
 ``events.jsonl``    what was said, one JSON object a line; cut back on resume
-``crops.parquet``   which crops
+``crops.parquet``   which crops; for methods that see whole slides ``bags.csv``
 ``checkpoints/``    ``last`` (with decoder and optimizer), ``encoder``, ``best`` on
                     crops held out, and those kept for good, by step
 ``previews/``       pictures of input, masked and reconstruction
@@ -125,6 +125,11 @@ class RunFolder:
     def crops_file(self) -> Path:
         """The crop manifest."""
         return self.path / "crops.parquet"
+
+    @property
+    def bags_file(self) -> Path:
+        """The list of bags, of methods that see whole slides."""
+        return self.path / "bags.csv"
 
     @property
     def log_file(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,7 @@ from histomae.events import Saved
 from histomae.learn.loop import load_optimizer, optimizer_tensors
 from histomae.models.checkpoint import (
     OPTIMIZER,
-    Checkpoint,
-    CheckpointHeader,
+    Kept,
     checkpoint_tensors,
     load_tensors,
     load_training,
@@ -27,9 +25,9 @@ if TYPE_CHECKING:
 
     import torch
 
-    from histomae.learn.examples import Examples
     from histomae.learn.methods import Method, Setting
     from histomae.learn.runs import RunFolder
+    from histomae.models.checkpoint import Header
 
 #: A training with AdamW keeps so many numbers for every weight.
 NUMBERS_PER_WEIGHT = 3
@@ -46,10 +44,9 @@ class Keeper:
         optimizer: torch.optim.Optimizer,
         method: Method,
         setting: Setting,
-        examples: Examples,
     ) -> None:
         self._run, self._model, self._optimizer = run, model, optimizer
-        self._method, self._setting, self._examples = method, setting, examples
+        self._method, self._setting = method, setting
 
     def check_room(self) -> None:
         """Refuse to begin where the first checkpoints would not fit.
@@ -79,13 +76,13 @@ class Keeper:
 
     def save_encoder(self, step: int) -> Saved:
         """Write the encoder alone."""
-        whole = Checkpoint(self._header(step), checkpoint_tensors(self._model))
+        whole = Kept(self._header(step), checkpoint_tensors(self._model))
         alone = whole.encoder_only()
         with writing(self._run.encoder):
             save_checkpoint(self._run.encoder, alone.header, alone.tensors)
         return Saved(step, self._run.inside(self._run.encoder))
 
-    def go_on_from(self, checkpoint: Checkpoint) -> None:
+    def go_on_from(self, checkpoint: Kept[Any]) -> None:
         """Put the numbers of a checkpoint into the model and the optimizer.
 
         Raises
@@ -119,24 +116,8 @@ class Keeper:
         """What a checkpoint with the optimizer takes, roughly."""
         return NUMBERS_PER_WEIGHT * self._weight_bytes
 
-    def _header(self, step: int) -> CheckpointHeader:
-        setting = self._setting
-        config = setting.config
-        return CheckpointHeader(
-            architecture=config.architecture,
-            encoder=self._model.encoder_spec,
-            decoder=self._model.decoder_spec,
-            method=self._method.name,
-            mask_ratio=0.0 if self._model.decoder is None else config.mask_ratio,
-            norm_pix=config.norm_pix,
-            mean=setting.mean,
-            std=setting.std,
-            tile_px=config.tile_px,
-            mpp=self._examples.mpp,
-            mpp_given=self._examples.mpp_given,
-            step=step,
-            config_hash=hashlib.sha256(config.to_toml().encode()).hexdigest()[:16],
-        )
+    def _header(self, step: int) -> Header:
+        return self._method.header(self._model, self._setting, step)
 
 
 def check_room(path: Path, needed: int) -> None:

@@ -10,8 +10,12 @@ if TYPE_CHECKING:
 
 #: Batch that ``base_lr`` is meant for.
 REFERENCE_BATCH = 256
-#: Learned tokens and positions: three-dimensional, but no matrices, so without decay.
-TOKENS = ("cls_token", "mask_token", "pos_embed", "reg_token")
+#: Learned tokens, positions and biases by place: of several dimensions, but no
+#: matrices, so without decay.
+TOKENS = (
+    *("cls_token", "mask_token", "anchor_token", "pos_embed", "reg_token"),
+    "distance_bias",
+)
 
 
 def peak_lr(base_lr: float, batch_size: int) -> float:

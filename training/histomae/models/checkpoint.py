@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import timm
 import torch
@@ -28,16 +29,23 @@ from histomae.models.vit import EncoderSpec
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Self
 
     from torch import Tensor, nn
 
     from histomae.models.tensor_files import Entry, TensorFile
 
-#: Key of the JSON header in the safetensors metadata.
+#: Key of the JSON header in the safetensors metadata, by what a file holds; all are
+#: here so that one can be told from the other.
 HEADER_KEY = "histomae"
-#: Key of a probe's; here so that one can be told from the other.
+SLIDE_KEY = "histomae-slides"
 PROBE_KEY = "histomae-probe"
+HELD = {
+    HEADER_KEY: "an encoder of tiles",
+    SLIDE_KEY: "an encoder of slides",
+    PROBE_KEY: "a probe",
+}
 FORMAT = 1
 DECODER, OPTIMIZER, TRAINING = "decoder.", "optimizer.", "training."
 #: What is there only to go on with the training.
@@ -60,25 +68,18 @@ def current_versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointHeader:
-    """What a checkpoint says of itself."""
+class Header(ABC):
+    """What every checkpoint says of itself, whatever it holds."""
 
-    architecture: str
-    """Name after timm's pattern, such as ``vit_small_patch16_224``."""
-    encoder: AnySpec
-    decoder: DecoderSpec | None
-    """None: the file holds the encoder alone."""
+    key: ClassVar[str]
+    """Of its JSON in the metadata."""
+    choose: ClassVar[str]
+    """Where one like it is found."""
+    readers: ClassVar[dict[str, Callable[[Any], Any]]]
+    """Of its fields."""
+
     method: str
     mask_ratio: float
-    norm_pix: bool
-    mean: tuple[float, ...]
-    """Of each channel, on pixels from 0 to 1."""
-    std: tuple[float, ...]
-    tile_px: int
-    mpp: float
-    """Micrometres per pixel of the tiles it was trained on."""
-    mpp_given: bool
-    """A person supplied the mpp of one slide at least."""
     step: int
     """Optimizer updates made."""
     config_hash: str
@@ -86,30 +87,25 @@ class CheckpointHeader:
     versions: dict[str, str] = field(default_factory=current_versions)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
-        channels = self.encoder.in_chans
-        if self.tile_px != self.encoder.tile_px:
-            raise _bad_header("tile_px", self.tile_px, f"{self.encoder.tile_px}")
-        if self.decoder is not None and not isinstance(self.encoder, EncoderSpec):
-            raise _bad_header("decoder", self.decoder, "null: convolutions have none")
         if not 0 <= self.mask_ratio <= 1:
-            raise _bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
-        if not 0 < self.mpp <= 1000:
-            raise _bad_header("mpp", self.mpp, "µm per pixel, above 0")
+            raise bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
         if self.step < 0:
-            raise _bad_header("step", self.step, "0 or more")
-        if len(self.mean) != channels:
-            raise _bad_header("mean", self.mean, f"{channels} numbers")
-        if len(self.std) != channels or min(self.std) <= 0:
-            raise _bad_header("std", self.std, f"{channels} numbers above 0")
+            raise bad_header("step", self.step, "0 or more")
+
+    @abstractmethod
+    def expected_entries(self) -> dict[str, Entry]:
+        """Return dtype and shape of each weight that it promises."""
+
+    @abstractmethod
+    def without_decoder(self) -> Self:
+        """Return the header of the encoder alone."""
 
     def to_json(self) -> str:
         """Return the header as one JSON object."""
         return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
 
     @classmethod
-    def from_json(cls, text: str) -> CheckpointHeader:
+    def from_json(cls, text: str) -> Self:
         """Read a header; nothing may be missing, unknown or of another type.
 
         Raises
@@ -120,7 +116,7 @@ class CheckpointHeader:
         try:
             values = files.parse_object(text)
             check_format(values.pop("format", None))
-            return cls(**files.read_fields(values, HEADER_READERS))
+            return cls(**files.read_fields(values, cls.readers))
         except CheckpointError:
             raise
         except ValueError as error:
@@ -128,6 +124,16 @@ class CheckpointHeader:
                 f"The header is not understood ({error}). Load a checkpoint written by "
                 "napari-histomae, or its weights as start for a training."
             ) from error
+
+
+#: Of the fields that every header has.
+COMMON_READERS: dict[str, Callable[[Any], Any]] = {
+    "method": files.text,
+    "mask_ratio": files.number,
+    "step": files.whole,
+    "config_hash": files.text,
+    "versions": files.mapping(files.text),
+}
 
 
 def check_format(value: Any) -> None:
@@ -139,11 +145,15 @@ def check_format(value: Any) -> None:
         )
 
 
-def _bad_header(name: str, value: Any, wanted: str) -> CheckpointError:
+def bad_header(name: str, value: Any, wanted: str) -> CheckpointError:
+    """Return the error for a field of a header."""
     return CheckpointError(
         f"The header's {name} is {value!r:.80} and must be {wanted}. Correct it, or "
         "use another checkpoint."
     )
+
+
+CNN_READERS = {"name": files.text, "tile_px": files.whole, "in_chans": files.whole}
 
 
 def _encoder_spec(value: Any) -> AnySpec:
@@ -162,30 +172,77 @@ def _decoder_spec(value: Any) -> DecoderSpec | None:
     return DecoderSpec(**files.read_fields(values, readers))
 
 
-CNN_READERS = {"name": files.text, "tile_px": files.whole, "in_chans": files.whole}
-HEADER_READERS = {
-    "architecture": files.text,
-    "encoder": _encoder_spec,
-    "decoder": _decoder_spec,
-    "method": files.text,
-    "mask_ratio": files.number,
-    "norm_pix": files.flag,
-    "mean": files.several(files.number),
-    "std": files.several(files.number),
-    "tile_px": files.whole,
-    "mpp": files.number,
-    "mpp_given": files.flag,
-    "step": files.whole,
-    "config_hash": files.text,
-    "versions": files.mapping(files.text),
-}
+@dataclass(frozen=True, kw_only=True)
+class CheckpointHeader(Header):
+    """What a checkpoint of an encoder of tiles says of itself."""
+
+    key = HEADER_KEY
+    choose = "Choose checkpoints/encoder.safetensors of a run"
+    readers: ClassVar = {
+        **COMMON_READERS,
+        "architecture": files.text,
+        "encoder": _encoder_spec,
+        "decoder": _decoder_spec,
+        "norm_pix": files.flag,
+        "mean": files.several(files.number),
+        "std": files.several(files.number),
+        "tile_px": files.whole,
+        "mpp": files.number,
+        "mpp_given": files.flag,
+    }
+
+    architecture: str
+    """Name after timm's pattern, such as ``vit_small_patch16_224``."""
+    encoder: AnySpec
+    decoder: DecoderSpec | None
+    """None: the file holds the encoder alone."""
+    norm_pix: bool
+    mean: tuple[float, ...]
+    """Of each channel, on pixels from 0 to 1."""
+    std: tuple[float, ...]
+    tile_px: int
+    mpp: float
+    """Micrometres per pixel of the tiles it was trained on."""
+    mpp_given: bool
+    """A person supplied the mpp of one slide at least."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "mean", tuple(self.mean))
+        object.__setattr__(self, "std", tuple(self.std))
+        channels = self.encoder.in_chans
+        if self.tile_px != self.encoder.tile_px:
+            raise bad_header("tile_px", self.tile_px, f"{self.encoder.tile_px}")
+        if self.decoder is not None and not isinstance(self.encoder, EncoderSpec):
+            raise bad_header("decoder", self.decoder, "null: convolutions have none")
+        if not 0 < self.mpp <= 1000:
+            raise bad_header("mpp", self.mpp, "µm per pixel, above 0")
+        if len(self.mean) != channels:
+            raise bad_header("mean", self.mean, f"{channels} numbers")
+        if len(self.std) != channels or min(self.std) <= 0:
+            raise bad_header("std", self.std, f"{channels} numbers above 0")
+
+    def expected_entries(self) -> dict[str, Entry]:
+        """Return dtype and shape of each weight that it promises."""
+        with torch.device("meta"):
+            if self.decoder is None:
+                return files.entries_of(build(self.encoder).state_dict())
+            model = _bare_model(self, self.decoder)
+            return files.entries_of(checkpoint_tensors(model))
+
+    def without_decoder(self) -> Self:
+        """Return the header of the encoder alone."""
+        return replace(self, decoder=None)
+
+
+H = TypeVar("H", bound=Header)
 
 
 @dataclass(frozen=True, eq=False)
-class Checkpoint:
+class Kept(Generic[H]):
     """A header and the tensors it describes."""
 
-    header: CheckpointHeader
+    header: H
     tensors: dict[str, Tensor]
 
     @cached_property
@@ -193,11 +250,12 @@ class Checkpoint:
         """Short hash of the encoder's weights."""
         return encoder_id(self.tensors)
 
-    def encoder_only(self) -> Checkpoint:
+    def encoder_only(self) -> Kept[H]:
         """Return the same without decoder and state of the training."""
-        return Checkpoint(
-            replace(self.header, decoder=None), encoder_tensors(self.tensors)
-        )
+        return Kept(self.header.without_decoder(), encoder_tensors(self.tensors))
+
+
+Checkpoint = Kept[CheckpointHeader]
 
 
 def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -326,14 +384,6 @@ def _bare_model(header: CheckpointHeader, decoder: DecoderSpec) -> MaskedAutoenc
     )
 
 
-def expected_entries(header: CheckpointHeader) -> dict[str, Entry]:
-    """Return dtype and shape of each weight that a header promises."""
-    with torch.device("meta"):
-        if header.decoder is None:
-            return files.entries_of(build(header.encoder).state_dict())
-        return files.entries_of(checkpoint_tensors(_bare_model(header, header.decoder)))
-
-
 def misfit(found: Mapping[str, Entry], expected: Mapping[str, Entry]) -> str:
     """Say how two sets of tensors differ; empty where they agree."""
     both = sorted(found.keys() & expected.keys())
@@ -373,7 +423,7 @@ def _shape(entry: Entry) -> str:
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    header: CheckpointHeader,
+    header: Header,
     tensors: Mapping[str, Tensor],
 ) -> None:
     """Write a checkpoint beside ``path`` and rename it.
@@ -394,11 +444,11 @@ def save_checkpoint(
         If the tensors are not those that the header promises.
     """
     _check_entries(Path(path), header, files.entries_of(tensors))
-    files.write_tensor_file(path, tensors, metadata={HEADER_KEY: header.to_json()})
+    files.write_tensor_file(path, tensors, metadata={header.key: header.to_json()})
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read a checkpoint that may come from anyone.
+    """Read a checkpoint of an encoder of tiles; it may come from anyone.
 
     Its header, names, types and shapes are checked before the tensors are read.
 
@@ -407,14 +457,19 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     CheckpointError
         If anything is odd; the message names the file, what is wrong and the cure.
     """
-    file, header = _open_checkpoint(path)
+    return load_kept(path, CheckpointHeader)
+
+
+def load_kept(path: str | os.PathLike[str], kind: type[H]) -> Kept[H]:
+    """Read a checkpoint with a header of one kind, as :func:`load_checkpoint`."""
+    file, header = _open_checkpoint(path, kind)
     tensors = file.read()
     _check_finite(file.path, tensors)
-    return Checkpoint(header, tensors)
+    return Kept(header, tensors)
 
 
 def read_header(path: str | os.PathLike[str]) -> CheckpointHeader:
-    """Read what a checkpoint says of itself, and check that the file fits it.
+    """Read what a checkpoint of an encoder of tiles says of itself, if its file fits.
 
     Quick: no tensor is read.
 
@@ -423,42 +478,59 @@ def read_header(path: str | os.PathLike[str]) -> CheckpointHeader:
     CheckpointError
         As :func:`load_checkpoint`.
     """
-    return _open_checkpoint(path)[1]
+    return read_kept_header(path, CheckpointHeader)
+
+
+def read_kept_header(path: str | os.PathLike[str], kind: type[H]) -> H:
+    """Read a header of one kind, as :func:`read_header`."""
+    return _open_checkpoint(path, kind)[1]
+
+
+def held_in(path: str | os.PathLike[str]) -> str | None:
+    """Return the key of what a file holds, one of ``HELD``; None: none of them.
+
+    Raises
+    ------
+    CheckpointError
+        If it is no safetensors file, or is damaged.
+    """
+    metadata = files.open_tensor_file(path).metadata
+    return next((key for key in HELD if key in metadata), None)
 
 
 def _open_checkpoint(
-    path: str | os.PathLike[str],
-) -> tuple[TensorFile, CheckpointHeader]:
+    path: str | os.PathLike[str], kind: type[H]
+) -> tuple[TensorFile, H]:
     file = files.open_tensor_file(path)
-    if HEADER_KEY not in file.metadata:
-        raise _no_checkpoint(file)
+    if kind.key not in file.metadata:
+        raise _another_kind(file, kind)
     try:
-        header = CheckpointHeader.from_json(file.metadata[HEADER_KEY])
+        header = kind.from_json(file.metadata[kind.key])
     except CheckpointError as error:
         raise CheckpointError(f"{file.path.name}: {error}") from error
     _check_entries(file.path, header, file.entries)
     return file, header
 
 
-def _no_checkpoint(file: TensorFile) -> CheckpointError:
-    if PROBE_KEY in file.metadata:
-        return files.refused(
-            file.path,
-            "is a probe, not an encoder",
-            "Choose checkpoints/encoder.safetensors of a run, and load this as probe.",
-        )
+def _another_kind(file: TensorFile, kind: type[Header]) -> CheckpointError:
+    for key, held in HELD.items():
+        if key in file.metadata:
+            load = ", and load this as probe" if key == PROBE_KEY else ""
+            return files.refused(
+                file.path,
+                f"is {held}, not {HELD[kind.key]}",
+                f"{kind.choose}{load}.",
+            )
     return files.refused(
         file.path,
         "has no header of napari-histomae",
-        "Choose a checkpoint of a run; other weights can only start a training.",
+        f"{kind.choose}; other weights can only start a training.",
     )
 
 
-def _check_entries(
-    path: Path, header: CheckpointHeader, entries: Mapping[str, Entry]
-) -> None:
+def _check_entries(path: Path, header: Header, entries: Mapping[str, Entry]) -> None:
     """Refuse a set of tensors that is not the one a header promises."""
-    expected = expected_entries(header)
+    expected = header.expected_entries()
     weights = {k: v for k, v in entries.items() if not k.startswith(STATE)}
     difference = misfit(weights, expected)
     if difference:

@@ -1,0 +1,210 @@
+"""Labels of whole slides, from a table that a person wrote."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histomae.data.splits import check_no_leak
+from histomae.errors import LabelError, NotEnoughDataError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Sequence
+
+Array = np.ndarray[Any, Any]
+SIDES = ("train", "test")
+#: Names told in one sentence.
+TOLD = 3
+
+
+@dataclass(frozen=True, eq=False)
+class SlideLabels:
+    """Slides with their patients and classes, M rows.
+
+    Raises
+    ------
+    NotEnoughDataError
+        If fewer than two classes have a slide.
+    LabelError
+        If a patient is on both sides of the given split.
+    """
+
+    slides: tuple[str, ...]
+    patients: tuple[str, ...]
+    labels: Array
+    """int64 (M,), indices into ``class_names``."""
+    class_names: tuple[str, ...]
+    is_test: Array | None = None
+    """bool (M,): the split that the table gives; None: it gives none."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user: what was left out, what is doubtful."""
+
+    def __post_init__(self) -> None:
+        there = np.unique(self.labels)
+        if len(there) < 2:
+            found = " and ".join(self.class_names[i] for i in there) or "none"
+            raise NotEnoughDataError(
+                f"The labelled slides are of too few classes ({found}). Label slides "
+                "of two classes or more."
+            )
+        if self.is_test is not None:
+            patients = np.array(self.patients)
+            check_no_leak(patients[~self.is_test], patients[self.is_test])
+
+    def __len__(self) -> int:
+        return len(self.slides)
+
+    @property
+    def groups(self) -> Array:
+        """A number for each slide's patient, int64 (M,)."""
+        return np.unique(np.array(self.patients), return_inverse=True)[1]
+
+    def among(self, names: Iterable[str]) -> SlideLabels:
+        """Return the rows of slides that are there; the others are told in a note.
+
+        A row may name the slide's file, with its suffix.
+
+        Raises
+        ------
+        NotEnoughDataError
+            If fewer than two classes are left.
+        """
+        there = {str(name) for name in names}
+        found = [_known(slide, there) for slide in self.slides]
+        kept = np.array([name is not None for name in found], bool)
+        missing = [s for s, k in zip(self.slides, kept, strict=True) if not k]
+        notes = self.notes
+        if missing:
+            notes += (
+                f"{_told(missing)} {_have(missing)} a label and no features, and "
+                f"{_are(missing)} left out.",
+            )
+        return SlideLabels(
+            tuple(name for name in found if name is not None),
+            tuple(p for p, k in zip(self.patients, kept, strict=True) if k),
+            self.labels[kept],
+            self.class_names,
+            None if self.is_test is None else self.is_test[kept],
+            notes,
+        )
+
+
+def _known(slide: str, there: set[str]) -> str | None:
+    return next((one for one in (slide, Path(slide).stem) if one in there), None)
+
+
+def read_slide_labels(path: str | os.PathLike[str]) -> SlideLabels:
+    """Read a table with the columns ``slide``, ``patient`` and ``label``.
+
+    CSV with commas or semicolons, the columns in any order. A fourth column, ``split``,
+    may say ``train`` or ``test``. A slide without a label is left out. A slide without
+    a patient counts as a patient of its own, and a note says what that puts at risk.
+
+    Raises
+    ------
+    LabelError
+        If the table cannot be read, a column is missing, a slide is there twice, or a
+        patient is on both sides of the split.
+    NotEnoughDataError
+        If fewer than two classes have a slide.
+    """
+    path = Path(path)
+    rows, columns = _rows(path)
+    labelled = [row for row in rows if row["label"]]
+    unlabelled = [row["slide"] for row in rows if not row["label"]]
+    notes = []
+    if unlabelled:
+        notes.append(
+            f"{_told(unlabelled)} {_have(unlabelled)} no label and "
+            f"{_are(unlabelled)} left out."
+        )
+    unknown = [row["slide"] for row in labelled if not row["patient"]]
+    if unknown:
+        notes.append(
+            f"{path.name} names no patient of {_told(unknown)}: each counts as a "
+            "patient of its own. If some are of one patient, the scores are too good."
+        )
+    names = tuple(sorted({row["label"] for row in labelled}))
+    return SlideLabels(
+        tuple(row["slide"] for row in labelled),
+        tuple(row["patient"] or f"slide {row['slide']}" for row in labelled),
+        np.array([names.index(row["label"]) for row in labelled], np.int64),
+        names,
+        _split(path, labelled) if "split" in columns else None,
+        tuple(notes),
+    )
+
+
+def _rows(path: Path) -> tuple[list[dict[str, str]], set[str]]:
+    """Return the rows, every cell stripped, and the columns' names in small letters."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise LabelError(
+            f"{path} cannot be read ({error}). Give a CSV file in UTF-8."
+        ) from error
+    first = text.partition("\n")[0]
+    semicolons = first.count(";") > first.count(",")
+    reader = csv.DictReader(
+        text.splitlines(), delimiter=";" if semicolons else ",", restval=""
+    )
+    columns = {(name or "").strip().lower() for name in reader.fieldnames or ()}
+    for wanted in ("slide", "label"):
+        if wanted not in columns:
+            raise LabelError(
+                f"{path.name} has no column {wanted!r}. Begin it with the line "
+                "'slide,patient,label'."
+            )
+    rows = [
+        {"patient": ""}
+        | {
+            (name or "").strip().lower(): cell.strip()
+            for name, cell in row.items()
+            if isinstance(cell, str)
+        }
+        for row in reader
+    ]
+    rows = [row for row in rows if row["slide"]]
+    seen: set[str] = set()
+    for row in rows:
+        if row["slide"] in seen:
+            raise LabelError(
+                f"{path.name} has {row['slide']} twice. Leave one row for each slide."
+            )
+        seen.add(row["slide"])
+    return rows, columns
+
+
+def _split(path: Path, rows: Sequence[dict[str, str]]) -> Array:
+    sides = [row["split"].lower() for row in rows]
+    for row, side in zip(rows, sides, strict=True):
+        if side not in SIDES:
+            raise LabelError(
+                f"{path.name} puts {row['slide']} on the side {row['split']!r:.40}. "
+                "Write train or test for every slide, or leave the column out."
+            )
+    if len(set(sides)) < 2:
+        raise LabelError(
+            f"{path.name} puts every slide on the side {sides[0]}. Name slides of "
+            "both sides, or leave the column out."
+        )
+    return np.array([side == "test" for side in sides])
+
+
+def _told(names: Sequence[str]) -> str:
+    """Return the first few of many names."""
+    more = len(names) - TOLD
+    return ", ".join(names[:TOLD]) + (f" and {more} more" if more > 0 else "")
+
+
+def _have(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"
+
+
+def _are(names: Sequence[str]) -> str:
+    return "is" if len(names) == 1 else "are"
