@@ -7,10 +7,12 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import histomae
 from histomae.errors import ConfigError
@@ -20,6 +22,7 @@ from histomae.learn.deciding import MACHINE_CHANGED
 from histomae.learn.pretrain import run_in
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
+from histomae.models.cnn import CnnSpec, build_cnn
 
 PATIENCE_S = 240
 
@@ -115,6 +118,30 @@ def test_a_batch_is_shared_out_without_rest():
         fabric.global_rank = rank
         parts.append(processes.part_of(np.arange(10), fabric).tolist())
     assert parts == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def several(device):
+    return SimpleNamespace(world_size=2, device=torch.device(device))
+
+
+def test_batch_norm_of_several_processes_is_of_the_whole_batch():
+    model = build_cnn(CnnSpec("efficientnet_b2", 64))
+    weights = list(model.parameters())
+    shared = processes.with_shared_norms(model, several("cuda"))
+    norms = [m for m in shared.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms == []
+    assert any(isinstance(m, nn.SyncBatchNorm) for m in shared.modules())
+    assert all(a is b for a, b in zip(weights, shared.parameters(), strict=True))
+
+
+def test_batch_norm_of_several_processors_is_refused():
+    model = build_cnn(CnnSpec("efficientnet_b2", 64))
+    with pytest.raises(ConfigError, match=r"GPUs only.*vit_small, or start one"):
+        processes.with_shared_norms(model, several("cpu"))
+    alone = SimpleNamespace(world_size=1, device=torch.device("cpu"))
+    assert processes.with_shared_norms(model, alone) is model
+    plain = nn.Sequential(nn.LayerNorm(4))
+    assert processes.with_shared_norms(plain, several("cpu")) is plain
 
 
 def test_one_process_is_the_first_and_only(monkeypatch):

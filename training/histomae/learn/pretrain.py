@@ -43,7 +43,13 @@ from histomae.learn.loop import (
     held_out_loss,
 )
 from histomae.learn.methods import METHODS, Method, Setting
-from histomae.learn.processes import agreed, is_first, join, leave
+from histomae.learn.processes import (
+    agreed,
+    is_first,
+    join,
+    leave,
+    with_shared_norms,
+)
 from histomae.learn.runs import RunFolder, absolute_paths
 from histomae.learn.saving import Keeper, writing
 from histomae.learn.tensorboard import TensorBoard
@@ -391,6 +397,7 @@ class _Work:
             config = yield from decided(setting, method, model, examples)
             self._run.write_config(config)
         setting = Setting(agreed(config, fabric), mean, std, examples)
+        model = with_shared_norms(model, fabric)
         return self._ready(setting, method, model, examples)
 
     def _ready(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 
 from histomae.errors import ConfigError
 from histomae.infer.encoder import pick_device
@@ -110,6 +111,29 @@ def summed(numbers: torch.Tensor, fabric: Fabric) -> torch.Tensor:
     total = fabric.all_reduce(numbers, reduce_op="sum")
     assert isinstance(total, torch.Tensor)
     return total
+
+
+def with_shared_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
+    """Let batch norm see the whole batch, not one process's part; weights stay theirs.
+
+    Raises
+    ------
+    ConfigError
+        On processors, for which torch has no such norm.
+    """
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    if fabric.world_size == 1 or not any(isinstance(m, norms) for m in model.modules()):
+        return model
+    if fabric.device.type != "cuda":
+        raise ConfigError(
+            "encoder",
+            "normalises over the batch, which several processes share on GPUs only. "
+            "Choose a vision transformer such as vit_small, or start one process.",
+        )
+    from timm.layers import convert_sync_batchnorm
+
+    shared: nn.Module = convert_sync_batchnorm(model)
+    return shared
 
 
 def leave() -> None:
