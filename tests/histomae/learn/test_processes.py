@@ -19,6 +19,7 @@ from histomae.errors import ConfigError
 from histomae.events import Finished, HeldOut, Note, Saved, Started, Step
 from histomae.learn import processes
 from histomae.learn.deciding import MACHINE_CHANGED
+from histomae.learn.methods import METHODS
 from histomae.learn.pretrain import run_in
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
@@ -140,8 +141,14 @@ def test_batch_norm_of_several_processors_is_refused():
         processes.with_shared_norms(model, several("cpu"))
     alone = SimpleNamespace(world_size=1, device=torch.device("cpu"))
     assert processes.with_shared_norms(model, alone) is model
-    plain = nn.Sequential(nn.LayerNorm(4))
-    assert processes.with_shared_norms(plain, several("cpu")) is plain
+
+
+def test_a_transformer_is_pretrained_by_several_processors(quick):
+    """MPCS's projector has batch norm too, but sees the whole batch."""
+    config = replace(quick(), method="mpcs")
+    model = METHODS["mpcs"].build(config, torch.Generator().manual_seed(0))
+    assert any(isinstance(part, nn.BatchNorm1d) for part in model.modules())
+    assert processes.with_shared_norms(model.encoder, several("cpu")) is model.encoder
 
 
 def test_one_process_is_the_first_and_only(monkeypatch):

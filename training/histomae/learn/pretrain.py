@@ -397,7 +397,7 @@ class _Work:
             config = yield from decided(setting, method, model, examples)
             self._run.write_config(config)
         setting = Setting(agreed(config, fabric), mean, std, examples)
-        model = with_shared_norms(model, fabric)
+        model.encoder = with_shared_norms(model.encoder, fabric)
         return self._ready(setting, method, model, examples)
 
     def _ready(

@@ -113,8 +113,10 @@ def summed(numbers: torch.Tensor, fabric: Fabric) -> torch.Tensor:
     return total
 
 
-def with_shared_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
+def with_shared_norms(encoder: nn.Module, fabric: Fabric) -> nn.Module:
     """Let batch norm see the whole batch, not one process's part; weights stay theirs.
+
+    Of an encoder: what comes after it sees the whole batch in every process.
 
     Raises
     ------
@@ -122,8 +124,10 @@ def with_shared_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
         On processors, for which torch has no such norm.
     """
     norms = (nn.BatchNorm1d, nn.BatchNorm2d)
-    if fabric.world_size == 1 or not any(isinstance(m, norms) for m in model.modules()):
-        return model
+    if fabric.world_size == 1 or not any(
+        isinstance(part, norms) for part in encoder.modules()
+    ):
+        return encoder
     if fabric.device.type != "cuda":
         raise ConfigError(
             "encoder",
@@ -132,7 +136,7 @@ def with_shared_norms(model: nn.Module, fabric: Fabric) -> nn.Module:
         )
     from timm.layers import convert_sync_batchnorm
 
-    shared: nn.Module = convert_sync_batchnorm(model)
+    shared: nn.Module = convert_sync_batchnorm(encoder)
     return shared
 
 
