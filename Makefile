@@ -35,17 +35,25 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# All that was ever measured, one after the other: hours.
 bench: install libraries
 	$(WINDOW) $(BIN)/python training/benchmarks/overlay_alignment.py
 	$(WINDOW) $(BIN)/python training/benchmarks/event_loop.py
-	$(BIN)/python training/benchmarks/kill9.py
-	$(BIN)/python training/benchmarks/resume_exact.py
+	$(WINDOW) $(BIN)/python training/benchmarks/viewer_latency.py
 	$(BIN)/python training/benchmarks/reader_speed.py
+	$(BIN)/python training/benchmarks/huge_slide.py
 	$(BIN)/python training/benchmarks/mutants.py
 	$(BIN)/python training/benchmarks/slide_faults.py
+	$(BIN)/python training/benchmarks/kill9.py
+	$(BIN)/python training/benchmarks/resume_exact.py
 	$(WINDOW) $(BIN)/python training/benchmarks/faults.py
-	$(BIN)/python training/benchmarks/embed_speed.py
 	$(BIN)/python training/benchmarks/throughput.py $(if $(PEER),--peer "$(PEER)")
+	$(BIN)/python training/benchmarks/embed_speed.py
+	$(BIN)/python training/benchmarks/sampler_loss.py
+	$(BIN)/python training/benchmarks/recipe_quality.py --recipes reference default
+	$(BIN)/python training/benchmarks/slide_pairs.py
+	$(BIN)/python training/benchmarks/pama_memory.py
+	$(BIN)/python training/benchmarks/pama_cohort.py
 
 docs: install libraries
 	$(WINDOW) $(BIN)/python docs/pictures.py
