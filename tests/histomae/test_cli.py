@@ -1159,3 +1159,20 @@ def test_work_that_fails_is_closed(monkeypatch):
 def test_a_run_records_events_that_can_be_read_back(trained):
     lines = RunFolder(trained[0]).events_file.read_text().splitlines()
     assert isinstance(event_from_json(lines[-1]), Finished)
+
+
+class TestMaskCheck:
+    def test_it_compares_settings_and_suggests_one(self):
+        said = histomae("mask-check", "--structure-px", 16)
+        assert said.code == 0
+        (asked,) = [line for line in said.out.splitlines() if "asked for" in line]
+        assert asked.split()[:5] == ["16", "px", "75%", "31.31%", "75.00%"]
+        assert said.out.endswith("suggested: --patch-size 8 --mask-ratio 0.6\n")
+
+    def test_micrometres_become_pixels(self):
+        asked = ("mask-check", "--structure-um", 8)
+        said = histomae(*asked, "--mpp", 0.5)
+        assert said.out == histomae("mask-check", "--structure-px", 16).out
+        complaint(histomae(*asked), "mpp", "--structure-um")
+        complaint(histomae("mask-check"), "--structure-px")
+        complaint(histomae("mask-check", "--structure-px", 300), "within a tile")

@@ -495,6 +495,62 @@ class Embed(_IntoFolder):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskCheck:
+    """Say how often a mask hides a structure entirely, and which setting would not.
+
+    $ histomae mask-check --structure-px 16
+    $ histomae mask-check --structure-um 8 --mpp 0.5 --patch-size 8
+    """
+
+    structure_px: float | None = None
+    """Width of the smallest structure that must not be lost, pixels of the tile."""
+    structure_um: float | None = None
+    """The same in micrometres; needs mpp."""
+    mpp: float | None = None
+    """µm per pixel of the tile."""
+    tile_px: int = 224
+    """Side of a tile, pixels."""
+    patch_size: int = 16
+    """Side of a ViT patch, pixels."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
+
+    def __call__(self) -> None:
+        """Print a table of settings, and the suggestion."""
+        from histomae.data.masking import MaskSetting, compared, suggested
+
+        present = MaskSetting(self.patch_size, self.mask_ratio)
+        size_px = self._size_px()
+        say(f"a structure of {size_px:.4g} px in tiles of {self.tile_px} px is hidden")
+        say("patch  hidden  on average  at worst")
+        for setting, hidden in compared(size_px, self.tile_px, present):
+            mark = "  <- asked for" if setting == present else ""
+            say(
+                f"{setting.patch_size:>2} px  {setting.mask_ratio:>6.0%}  "
+                f"{hidden.mean:>10.2%}  {hidden.worst:>8.2%}{mark}"
+            )
+        better = suggested(size_px, self.tile_px, present)
+        if better is None:
+            say("suggested: tiles at a finer pixel size; no setting helps")
+        else:
+            ratio = f"--mask-ratio {better.mask_ratio:g}"
+            say(f"suggested: --patch-size {better.patch_size} {ratio}")
+
+    def _size_px(self) -> float:
+        if (self.structure_px is None) == (self.structure_um is None):
+            raise ConfigError(
+                "structure", "give its width: --structure-px or --structure-um."
+            )
+        if self.structure_px is not None:
+            return self.structure_px
+        if self.mpp is None or not self.mpp > 0:
+            raise ConfigError(
+                "mpp", "is needed with --structure-um. Give µm per pixel of the tile."
+            )
+        return self.structure_um / self.mpp  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Say what files are: slides, checkpoints, probes, features and run folders.
 
@@ -627,6 +683,7 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "reconstruct": Reconstruct,
     "attend": Attend,
     "embed": Embed,
+    "mask-check": MaskCheck,
     "info": Info,
     "runs": Runs,
     "runs compare": CompareRuns,
