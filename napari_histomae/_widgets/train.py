@@ -123,6 +123,7 @@ PREVIEW_WORDS = {
 #: What each recipe is called.
 PRESET_WORDS = {
     "quick": "Quick look · a laptop, minutes",
+    "ultrasound": "Ultrasound, ViT-S/8 · a GPU, hours",
     "paper": "Paper, ViT-S/16 · a GPU, hours",
 }
 CUSTOM, RECIPE_FILE = "Custom", "From a recipe file…"

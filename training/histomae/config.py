@@ -28,6 +28,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 TEACHERS = ("ema", "reference", "none")
 STRATEGIES = ("ordered", "random", "fixed")
+FLIPS = ("all", "horizontal")
 POOLINGS = ("class_token", "mean")
 OPTIMIZERS = ("adamw", "lars")
 CONVOLUTIONS = ("resnet50", "resnet50_dilated", "efficientnet_b2")
@@ -57,11 +58,11 @@ class PretrainConfig:
     """Everything a pretraining needs to know; ``None`` means: decided at the start.
 
     Whatever is decided at the start is written back, so that the ``config.toml`` of a
-    run folder has no ``None`` left but for ``slide_mpp``.
+    run folder has no ``None`` left but for ``slide_mpp``, and for ``mpp`` of pictures.
     """
 
     slides: tuple[str, ...] = ()
-    """Slide files, or folders of them."""
+    """Slide files, or folders of them; or one folder of pictures."""
     method: str = "mae"
     """Self-supervised method: mae, sd-mae or mpcs."""
     encoder: str = "vit_small"
@@ -95,6 +96,11 @@ class PretrainConfig:
     """Share of crops kept to judge the training; they overlap no training crop."""
     crop_scale_min: float = 0.5
     """Random resized crop: the least area taken (0.2 would destroy magnification)."""
+    flips: str = "all"
+    """How views are turned: all, flips and quarter turns; or horizontal, left for right
+    alone, for ultrasound, where shadows fall down. mae and sd-mae."""
+    scan_sector: bool = False
+    """Pictures of ultrasound: crop them to what was scanned, and make them grey."""
 
     patch_size: int = 16
     """Side of a ViT patch, pixels; it divides tile_px."""
@@ -137,7 +143,7 @@ class PretrainConfig:
     partial_sets: bool = False
     """MPCS on BreakHis: take sets that lack some magnifications too."""
     skip_unreadable: bool = False
-    """MPCS on BreakHis: leave out pictures that cannot be read, and say which."""
+    """On pictures: leave out those that cannot be read, and say which."""
 
     epochs: int = 400
     """Passes over the crops."""
@@ -190,6 +196,7 @@ class PretrainConfig:
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("distill_teacher", self.distill_teacher, TEACHERS)
         _one_of("pair_strategy", self.pair_strategy, STRATEGIES)
+        _one_of("flips", self.flips, FLIPS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         for name in (

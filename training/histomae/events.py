@@ -56,7 +56,7 @@ class Note(Event):
 
 @dataclass(frozen=True)
 class Started(Event):
-    """A training begins, or goes on at ``step``. ``mpp`` is in µm/px.
+    """A training begins, or goes on at ``step``. ``mpp`` is in µm/px, None of pictures.
 
     ``processes`` train together, one of them being the rule.
     """
@@ -69,7 +69,7 @@ class Started(Event):
     parameters: int
     device: str
     precision: str
-    mpp: float
+    mpp: float | None
     processes: int = 1
 
 

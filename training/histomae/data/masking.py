@@ -13,12 +13,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from histomae.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Array = np.ndarray[Any, Any]
 
 #: Settings that are compared, from the fastest to train.
@@ -83,6 +87,42 @@ def hidden_entirely(size_px: float, tile_px: int, setting: MaskSetting) -> Hidde
     return Hidden(float(mean.sum()), float(chance[fewest**2]))
 
 
+def chances_hidden(lesions: Sequence[Bools], setting: MaskSetting) -> Array:
+    """Return how often each lesion is hidden entirely, float64 (n,).
+
+    Parameters
+    ----------
+    lesions
+        bool (tile_px, tile_px) each; the patches that one touches are counted.
+
+    Raises
+    ------
+    ConfigError
+        If the setting does not fit the tiles.
+    """
+    return np.array([_chance_hidden(lesion, setting) for lesion in lesions])
+
+
+def _chance_hidden(lesion: Bools, setting: MaskSetting) -> float:
+    tile_px, patch = len(lesion), setting.patch_size
+    _check(tile_px, tile_px, setting)
+    side = tile_px // patch
+    touched = lesion.reshape(side, patch, side, patch).any((1, 3)).sum()
+    return float(chances_all_hidden(side**2, setting.mask_ratio)[touched])
+
+
+def settings_from(present: MaskSetting, tile_px: int) -> list[MaskSetting]:
+    """Return the present setting and finer ones, from the fastest to train.
+
+    Raises
+    ------
+    ConfigError
+        If the present one does not fit the tile.
+    """
+    _check(tile_px, tile_px, present)
+    return _finer(tile_px, present)
+
+
 def compared(
     size_px: float, tile_px: int, present: MaskSetting
 ) -> list[tuple[MaskSetting, Hidden]]:
@@ -95,10 +135,9 @@ def compared(
     ConfigError
         As :func:`hidden_entirely`.
     """
-    _check(size_px, tile_px, present)
     return [
         (setting, hidden_entirely(size_px, tile_px, setting))
-        for setting in _finer(tile_px, present)
+        for setting in settings_from(present, tile_px)
     ]
 
 

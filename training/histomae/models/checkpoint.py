@@ -75,8 +75,9 @@ class CheckpointHeader:
     """Of each channel, on pixels from 0 to 1."""
     std: tuple[float, ...]
     tile_px: int
-    mpp: float
-    """Micrometres per pixel of the tiles it was trained on."""
+    mpp: float | None
+    """Micrometres per pixel of the tiles it was trained on; None: whole pictures, of
+    which nobody knows."""
     mpp_given: bool
     """A person supplied the mpp of one slide at least."""
     step: int
@@ -95,7 +96,7 @@ class CheckpointHeader:
             raise _bad_header("decoder", self.decoder, "null: convolutions have none")
         if not 0 <= self.mask_ratio <= 1:
             raise _bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
-        if not 0 < self.mpp <= 1000:
+        if self.mpp is not None and not 0 < self.mpp <= 1000:
             raise _bad_header("mpp", self.mpp, "µm per pixel, above 0")
         if self.step < 0:
             raise _bad_header("step", self.step, "0 or more")
@@ -103,6 +104,23 @@ class CheckpointHeader:
             raise _bad_header("mean", self.mean, f"{channels} numbers")
         if len(self.std) != channels or min(self.std) <= 0:
             raise _bad_header("std", self.std, f"{channels} numbers above 0")
+
+    @property
+    def known_mpp(self) -> float:
+        """``mpp`` of a model that looks at slides.
+
+        Raises
+        ------
+        CheckpointError
+            If it was trained on pictures.
+        """
+        if self.mpp is None:
+            raise CheckpointError(
+                "This model was trained on whole pictures without micrometres, and "
+                "cannot say at which pixel size to read a slide. Choose one that was "
+                "trained on slides."
+            )
+        return self.mpp
 
     def to_json(self) -> str:
         """Return the header as one JSON object."""
@@ -173,7 +191,7 @@ HEADER_READERS = {
     "mean": files.several(files.number),
     "std": files.several(files.number),
     "tile_px": files.whole,
-    "mpp": files.number,
+    "mpp": files.optional(files.number),
     "mpp_given": files.flag,
     "step": files.whole,
     "config_hash": files.text,
