@@ -57,7 +57,11 @@ class ModelChooser(ElidedBox):
         """The tiles that the model takes."""
         from histomae.slides.grid import TileSpec
 
-        return TileSpec(self.header.tile_px, self.header.mpp) if self.header else None
+        return (
+            TileSpec(self.header.tile_px, self.header.known_mpp)
+            if self.header
+            else None
+        )
 
     def shut(self) -> None:
         """Listen no more."""
@@ -107,10 +111,10 @@ class ModelChooser(ElidedBox):
             return "A model is made in Train. Choose one, or a file of one."
         if self.header is None:
             return str(path)
+        side_px, mpp = self.header.tile_px, self.header.known_mpp
         return (
-            f"{self.header.architecture}, tiles of "
-            f"{self.header.tile_px * self.header.mpp:.0f} µm "
-            f"({self.header.tile_px} px at {self.header.mpp:.3g} µm)\n{path}"
+            f"{self.header.architecture}, tiles of {side_px * mpp:.0f} µm "
+            f"({side_px} px at {mpp:.3g} µm)\n{path}"
         )
 
     def _on_activated(self, index: int) -> None:
@@ -155,7 +159,9 @@ def _header_of(path: Path) -> Generator[Event, None, Any]:
     from histomae.models.checkpoint import read_header
 
     yield from ()
-    return read_header(path)
+    header = read_header(path)
+    _ = header.known_mpp  # says that it is not for slides
+    return header
 
 
 def model_name(path: Path) -> str:

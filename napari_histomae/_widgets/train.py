@@ -29,11 +29,13 @@ from qtpy.QtWidgets import (
 )
 
 from histomae.config import (
+    MASKING,
     METHOD_DEFAULTS,
     PretrainConfig,
     load_recipe,
     recipe_names,
 )
+from histomae.data.masking import MaskSetting
 from histomae.errors import ConfigError, UpsamplingError
 from histomae.events import (
     Event,
@@ -79,6 +81,7 @@ from napari_histomae._widgets.slides_field import (
     dropped_paths,
     on_drop,
 )
+from napari_histomae._widgets.structure_field import StructureField
 from napari_histomae._widgets.tissue_fold import TissueFold
 
 if TYPE_CHECKING:
@@ -119,6 +122,7 @@ PREVIEW_WORDS = {
 #: What each recipe is called.
 PRESET_WORDS = {
     "quick": "Quick look · a laptop, minutes",
+    "ultrasound": "Ultrasound, ViT-S/8 · a GPU, hours",
     "paper": "Paper, ViT-S/16 · a GPU, hours",
 }
 CUSTOM, RECIPE_FILE = "Custom", "From a recipe file…"
@@ -189,6 +193,7 @@ class TrainDock(QWidget):
         self.weights_button.setText("…")
         self.weights_mark = FieldMark()
         self.settings = SettingsForm()
+        self.structure = StructureField()
         self.more = MoreSettings()
         self.run_name = QLineEdit()
         self.folder_button = QToolButton()
@@ -222,6 +227,7 @@ class TrainDock(QWidget):
         self.weights.textEdited.connect(self._check)
         self.weights_button.clicked.connect(self._on_browse_weights)
         self.settings.changed.connect(self._on_settings_edited)
+        self.structure.taken.connect(self._on_suggestion_taken)
         self.run_name.textEdited.connect(self._check)
         self.folder_button.clicked.connect(self._on_browse_folder)
         self.start_button.clicked.connect(self._on_start)
@@ -240,6 +246,9 @@ class TrainDock(QWidget):
         fold = QVBoxLayout(self.more.body)
         fold.setContentsMargins(0, 0, 0, 0)
         fold.addWidget(self.settings)
+        fold.addWidget(self.structure)
+        for whole in (self.settings, self.structure):  # pressed together by no layout
+            whole.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Fixed)
         self._weights_row = beside(self.weights, self.weights_button)
         form = QGridLayout()
         form.setContentsMargins(0, 0, 0, 0)
@@ -324,6 +333,7 @@ class TrainDock(QWidget):
         method = self.method.currentData()
         self.method_words.setText(METHOD_WORDS[method][1])
         self.settings.show_method(method)
+        self.structure.setVisible(method in MASKING)
 
     def _on_method_chosen(self) -> None:
         """Take what is usual with a method, in the place of what was with the last."""
@@ -368,6 +378,10 @@ class TrainDock(QWidget):
     def _on_settings_edited(self) -> None:
         self.preset.setCurrentIndex(self.preset.findData(CUSTOM))
         self._check()
+
+    def _on_suggestion_taken(self, patch_size: int, mask_ratio: float) -> None:
+        self.settings.edit("patch_size", f"{patch_size}")
+        self.settings.edit("mask_ratio", f"{100 * mask_ratio:g}")
 
     def _on_source_chosen(self) -> None:
         kind = self.source.currentData()
@@ -509,9 +523,16 @@ class TrainDock(QWidget):
         mpp = self.slides.survey.mpp
         self.settings.set_automatic("mpp", "auto" if mpp is None else f"{mpp:.3g}")
         try:
-            self.more.set_summary(summary(self.config(), mpp))
+            config = self.config()
         except ConfigError:
             self.more.set_summary("a setting is wrong")
+            return
+        self.more.set_summary(summary(config, mpp))
+        self.structure.show_setting(
+            config.tile_px,
+            config.mpp or mpp,
+            MaskSetting(config.patch_size, config.mask_ratio),
+        )
 
     # ---- the training
 

@@ -1216,3 +1216,38 @@ def test_work_that_fails_is_closed(monkeypatch):
 def test_a_run_records_events_that_can_be_read_back(trained):
     lines = RunFolder(trained[0]).events_file.read_text().splitlines()
     assert isinstance(event_from_json(lines[-1]), Finished)
+
+
+class TestMaskCheck:
+    def test_it_compares_settings_and_suggests_one(self):
+        said = histomae("mask-check", "--structure-px", 16)
+        assert said.code == 0
+        (asked,) = [line for line in said.out.splitlines() if "asked for" in line]
+        assert asked.split()[:5] == ["16", "px", "75%", "31.31%", "75.00%"]
+        assert said.out.endswith("suggested: --patch-size 8 --mask-ratio 0.6\n")
+
+    def test_lesions_are_a_distribution(self, tmp_path):
+        folder = tmp_path / "benign"
+        folder.mkdir()
+        for number, side in enumerate((12, 16, 64)):
+            grain = np.random.default_rng(number).integers(50, 250, (64, 64), np.uint8)
+            lesion = np.zeros((64, 64), np.uint8)
+            lesion[:side, :side] = 255
+            Image.fromarray(grain).save(folder / f"benign ({number}).png")
+            Image.fromarray(lesion).save(folder / f"benign ({number})_mask.png")
+        asked = ("mask-check", "--tile-px", 64, "--mask-ratio", 0.5, "--busi")
+        said = histomae(*asked, tmp_path)
+        assert said.out.startswith("3 lesions, width in px of a tile: smallest 14, ")
+        (present,) = [line for line in said.out.splitlines() if "asked for" in line]
+        # Of one patch, of one patch, and of all.
+        assert present.split()[:6] == ["16", "px", "50%", "33.33%", "50.00%", "66.7%"]
+        assert said.out.endswith("suggested: --patch-size 4 --mask-ratio 0.5\n")
+        complaint(histomae(*asked, tmp_path / "nowhere"), "Dataset_BUSI_with_GT")
+
+    def test_micrometres_become_pixels(self):
+        asked = ("mask-check", "--structure-um", 8)
+        said = histomae(*asked, "--mpp", 0.5)
+        assert said.out == histomae("mask-check", "--structure-px", 16).out
+        complaint(histomae(*asked), "mpp", "--structure-um")
+        complaint(histomae("mask-check"), "--structure-px")
+        complaint(histomae("mask-check", "--structure-px", 300), "within a tile")

@@ -186,7 +186,7 @@ def test_none_is_allowed_where_it_means_something():
 
 
 def test_recipes_load():
-    assert recipe_names() == ("paper", "quick")
+    assert recipe_names() == ("paper", "quick", "ultrasound")
     for name in recipe_names():
         config = load_recipe(name)
         assert config != PretrainConfig()

@@ -48,6 +48,7 @@ from histomae.events import (
 from histomae.files import new_run_path, runs_folder
 
 if TYPE_CHECKING:
+    from histomae.data.masking import MaskSetting
     from histomae.infer.embedder import EncoderChoice
     from histomae.infer.encoder import TileEncoder
     from histomae.learn.runs import RunFolder
@@ -518,6 +519,105 @@ class Embed(_IntoFolder):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskCheck:
+    """Say how often a mask hides a structure entirely, and which setting would not.
+
+    $ histomae mask-check --structure-px 16
+    $ histomae mask-check --structure-um 8 --mpp 0.5 --patch-size 8
+    $ histomae mask-check --busi Dataset_BUSI_with_GT
+    """
+
+    structure_px: float | None = None
+    """Width of the smallest structure that must not be lost, pixels of the tile."""
+    structure_um: float | None = None
+    """The same in micrometres; needs mpp."""
+    busi: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Or the lesions of BUSI, breast ultrasound, as its masks show them."""
+    mpp: float | None = None
+    """µm per pixel of the tile."""
+    tile_px: int = 224
+    """Side of a tile, pixels."""
+    patch_size: int = 16
+    """Side of a ViT patch, pixels."""
+    mask_ratio: float = 0.75
+    """Share of the patches that is hidden."""
+
+    def __call__(self) -> None:
+        """Print a table of settings, and the suggestion."""
+        from histomae.data.masking import MaskSetting, compared, suggested
+
+        present = MaskSetting(self.patch_size, self.mask_ratio)
+        if self.busi is not None:
+            self._on_lesions(self.busi, present)
+            return
+        size_px = self._size_px()
+        say(f"a structure of {size_px:.4g} px in tiles of {self.tile_px} px is hidden")
+        say("patch  hidden  on average  at worst")
+        for setting, hidden in compared(size_px, self.tile_px, present):
+            mark = "  <- asked for" if setting == present else ""
+            say(
+                f"{setting.patch_size:>2} px  {setting.mask_ratio:>6.0%}  "
+                f"{hidden.mean:>10.2%}  {hidden.worst:>8.2%}{mark}"
+            )
+        self._suggest(suggested(size_px, self.tile_px, present))
+
+    def _on_lesions(self, root: Path, present: MaskSetting) -> None:
+        from histomae.data.busi import lesion_tiles, lesion_width, read_busi
+        from histomae.data.masking import AT_MOST, chances_hidden, settings_from
+
+        settings = settings_from(present, self.tile_px)
+        busi = read_busi(root)
+        for note in busi.notes:
+            mention(note)
+        lesions = show(lesion_tiles(busi, self.tile_px))
+        if not lesions:
+            raise NotEnoughDataError(
+                f"{root} holds no mask of a lesion. Choose Dataset_BUSI_with_GT."
+            )
+        widths = sorted(map(lesion_width, lesions))
+        named = ("smallest", "a quarter", "half", "three quarters", "largest")
+        told = [
+            f"{name} {widths[round(share * (len(widths) - 1))]:.0f}"
+            for name, share in zip(named, (0, 0.25, 0.5, 0.75, 1), strict=True)
+        ]
+        say(f"{len(lesions)} lesions, width in px of a tile: {', '.join(told)}")
+        say(f"patch  hidden  on average  worst lesion  lesions above {AT_MOST:.0%}")
+        better = None
+        for setting in settings:
+            chances = chances_hidden(lesions, setting)
+            above = float((chances > AT_MOST).mean())
+            if better is None and above <= AT_MOST:
+                better = setting
+            mark = "  <- asked for" if setting == present else ""
+            say(
+                f"{setting.patch_size:>2} px  {setting.mask_ratio:>6.0%}  "
+                f"{chances.mean():>10.2%}  {chances.max():>12.2%}  {above:>16.1%}{mark}"
+            )
+        self._suggest(better)
+
+    def _suggest(self, better: MaskSetting | None) -> None:
+        if better is None:
+            say("suggested: tiles at a finer pixel size; no setting helps")
+        else:
+            ratio = f"--mask-ratio {better.mask_ratio:g}"
+            say(f"suggested: --patch-size {better.patch_size} {ratio}")
+
+    def _size_px(self) -> float:
+        if (self.structure_px is None) == (self.structure_um is None):
+            raise ConfigError(
+                "structure",
+                "give its width: --structure-px or --structure-um; or --busi.",
+            )
+        if self.structure_px is not None:
+            return self.structure_px
+        if self.mpp is None or not self.mpp > 0:
+            raise ConfigError(
+                "mpp", "is needed with --structure-um. Give µm per pixel of the tile."
+            )
+        return self.structure_um / self.mpp  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Say what files are: slides, checkpoints, probes, features and run folders.
 
@@ -656,6 +756,7 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "reconstruct": Reconstruct,
     "attend": Attend,
     "embed": Embed,
+    "mask-check": MaskCheck,
     "info": Info,
     "runs": Runs,
     "runs compare": CompareRuns,

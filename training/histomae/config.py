@@ -41,6 +41,7 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
 ON_FEATURES = ("pama",)
 TEACHERS = ("ema", "reference", "none")
 STRATEGIES = ("ordered", "random", "fixed")
+FLIPS = ("all", "horizontal")
 POOLINGS = ("class_token", "mean")
 OPTIMIZERS = ("adamw", "lars")
 CONVOLUTIONS = ("resnet50", "resnet50_dilated", "efficientnet_b2")
@@ -71,13 +72,13 @@ class PretrainConfig:
     """Everything a pretraining needs to know; ``None`` means: decided at the start.
 
     Whatever is decided at the start is written back, so that the ``config.toml`` of a
-    run folder has no ``None`` left but for ``slide_mpp``, and what its method does not
-    ask for.
+    run folder has no ``None`` left but for ``slide_mpp``, for ``mpp`` of pictures, and
+    what its method does not ask for.
     """
 
     slides: tuple[str, ...] = ()
-    """Slide files, folders of them, or addresses such as s3://bucket/a.svs; for pama
-    files of their features."""
+    """Slide files, folders of them, or addresses such as s3://bucket/a.svs; or one
+    folder of pictures; for pama files of features."""
     method: str = "mae"
     """Self-supervised method: mae, sd-mae, mpcs or pama."""
     encoder: str = "vit_small"
@@ -114,6 +115,11 @@ class PretrainConfig:
     """Share of crops kept to judge the training; they overlap no training crop."""
     crop_scale_min: float = 0.5
     """Random resized crop: the least area taken (0.2 would destroy magnification)."""
+    flips: str = "all"
+    """How views are turned: all, flips and quarter turns; or horizontal, left for right
+    alone, for ultrasound, where shadows fall down. mae and sd-mae."""
+    scan_sector: bool = False
+    """Pictures of ultrasound: crop them to what was scanned, and make them grey."""
 
     patch_size: int = 16
     """Side of a ViT patch, pixels; it divides tile_px."""
@@ -156,7 +162,7 @@ class PretrainConfig:
     partial_sets: bool = False
     """MPCS on BreakHis: take sets that lack some magnifications too."""
     skip_unreadable: bool = False
-    """MPCS on BreakHis: leave out pictures that cannot be read, and say which."""
+    """On pictures: leave out those that cannot be read, and say which."""
 
     slide_encoder: str = "pama_small"
     """PAMA by width and blocks: pama_small 256/2, or pama_base 1024/4, as published."""
@@ -222,6 +228,7 @@ class PretrainConfig:
         _one_of("sampler", self.sampler, SAMPLERS)
         _one_of("distill_teacher", self.distill_teacher, TEACHERS)
         _one_of("pair_strategy", self.pair_strategy, STRATEGIES)
+        _one_of("flips", self.flips, FLIPS)
         _one_of("pooling", self.pooling, POOLINGS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("slide_encoder", self.slide_encoder, SLIDE_ENCODERS)

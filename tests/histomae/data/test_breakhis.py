@@ -5,11 +5,11 @@ import pytest
 
 from histomae.data.breakhis import (
     MAGNIFICATIONS,
-    PictureSets,
     is_breakhis,
     picture_sets,
     read_breakhis,
 )
+from histomae.data.picture_sets import PictureSets
 from histomae.errors import DataSetError, RunError
 
 ALL = MAGNIFICATIONS
@@ -134,7 +134,7 @@ def test_sets_are_found_again_where_the_tree_has_moved(breakhis, tmp_path):
     with pytest.raises(RunError, match=r"001\.png, which is missing\. Bring it back"):
         PictureSets.load(file, moved)
     file.write_bytes(b"no table")
-    with pytest.raises(RunError, match="no list of BreakHis sets"):
+    with pytest.raises(RunError, match="no list of pictures"):
         PictureSets.load(file, moved)
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from histomae.data.pictures import middle_square, read_picture, readable
+from histomae.data.pictures import (
+    find_pictures,
+    middle_square,
+    read_picture,
+    readable,
+    scan_sector,
+    whole_square,
+)
 from histomae.errors import DataSetError
 from histomae.events import Note, result_of
 
@@ -64,3 +71,37 @@ def test_or_left_out_by_choice_and_told(pictures):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataSetError, match=r"gone\.png cannot be read"):
         read_picture(tmp_path / "gone.png")
+
+
+def test_pictures_are_found_below_folders_and_masks_are_not(tmp_path):
+    for name in ("b/x.JPG", "a.png", "a_mask.png", "a_mask_1.png", "t.txt", "m.bmp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = find_pictures([tmp_path, tmp_path / "a.png"])
+    assert [path.name for path in found] == ["a.png", "x.JPG", "m.bmp"]
+    with pytest.raises(DataSetError, match="does not exist"):
+        find_pictures([tmp_path / "nowhere"])
+
+
+def test_margins_and_texts_beside_a_scan_go():
+    picture = np.zeros((120, 200, 3), np.uint8)
+    grain = np.random.default_rng(0).integers(30, 200, (80, 120, 1), np.uint8)
+    picture[20:100, 50:170] = grain * [1, 1, 0.5]
+    picture[5:12, 5:60:4] = 255  # thin strokes of a text
+    picture[30:90, 180:182] = 255  # a scale
+    found = scan_sector(picture)
+    assert found.shape == (80, 120, 3)
+    assert (found[..., 0] == found[..., 2]).all()  # grey
+    black = np.zeros((10, 12, 3), np.uint8)
+    assert scan_sector(black).shape == (10, 12, 3)
+
+
+@pytest.mark.parametrize("shape", [(40, 80), (80, 40), (1, 300), (64, 64)])
+def test_the_whole_picture_keeps_its_shape(shape):
+    tile = whole_square(np.full((*shape, 3), 200, np.uint8), 64)
+    assert tile.shape == (64, 64, 3)
+    high, wide = (np.flatnonzero(tile.max((2, axis)) > 100) for axis in (1, 0))
+    factor = 64 / max(shape)
+    for found, side in ((high, shape[0]), (wide, shape[1])):
+        assert len(found) == max(1, round(side * factor))
+        assert abs((found[0] + found[-1]) / 2 - 31.5) <= 0.5

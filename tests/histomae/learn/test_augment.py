@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from histomae.learn.augment import (
+    MIRRORED,
     MIXED_REGIONS,
     SYMMETRIES,
     Stream,
@@ -223,3 +224,12 @@ def test_greys_have_no_hue_and_colours_stay_within_their_range():
     torch.testing.assert_close(same, grey)
     bright = recoloured(torch.full((1, 3, 2, 2), 250.0), torch.tensor([[1.1, 1, 1, 0]]))
     assert bright.max() == 255
+
+
+def test_mirroring_never_turns_what_is_above_below():
+    affine = view_affines(
+        0, 1, np.arange(2000), scale_min=0.5, symmetries=MIRRORED
+    ).round(6)
+    assert (affine[:, 1, 1] > 0).all()
+    assert (affine[:, [0, 1], [1, 0]] == 0).all()
+    assert 900 < (affine[:, 0, 0] < 0).sum() < 1100

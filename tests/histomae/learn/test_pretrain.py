@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from histomae.errors import (
+    CheckpointError,
     ConfigError,
     DataSetError,
     DiskRefusedError,
@@ -774,3 +775,63 @@ def test_events_are_plain_json(begin):
     list(run_in(run))
     for line in run.events_file.read_text().splitlines():
         assert json.loads(line)["kind"]
+
+
+@pytest.fixture
+def busi(tmp_path):
+    """A tree in BUSI's layout: twelve pictures, two of them the same, with masks."""
+    random = np.random.default_rng(0)
+    for number in range(1, 13):
+        kind = ("benign", "malignant", "normal")[number % 3]
+        folder = tmp_path / "BUSI" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (46, 70, 3), np.uint8)
+        if number == 12:
+            pixels = np.asarray(
+                Image.open(tmp_path / "BUSI/malignant/malignant (1).png")
+            )
+        Image.fromarray(pixels).save(folder / f"{kind} ({number}).png")
+        Image.new("1", (70, 46)).save(folder / f"{kind} ({number})_mask.png")
+    return tmp_path / "BUSI"
+
+
+def test_pictures_are_trained_on_and_resumed_exactly(begin, busi, tissue_slide):
+    how = {"slides": (str(busi),), "batch_size": 4, "held_out": 0.25}
+    how |= {"flips": "horizontal", "scan_sector": True}
+    whole, broken = begin("whole", **how), begin("broken", **how)
+    said = list(run_in(whole))
+    asking(broken, at=at_step(5))
+    broken.reopen()
+    list(run_in(broken))
+    assert losses(broken) == losses(whole)
+    notes = " ".join(event.text for event in said if isinstance(event, Note))
+    assert "malignant (1) = benign (12)" in notes or "benign (12) = mal" in notes
+    assert "label is in doubt" in notes
+    (started,) = [event for event in said if isinstance(event, Started)]
+    assert started.crops + started.held_out_crops == 12
+    assert 3 <= started.held_out_crops <= 4
+    assert started.mpp is None
+    encoder = TileEncoder.load(whole.last)
+    assert encoder.header.mpp is None
+    with pytest.raises(CheckpointError, match="Choose one that was trained on slides"):
+        _ = encoder.spec
+    tiles = np.zeros((2, 32, 32, 3), np.uint8)
+    assert encoder.attention(tiles).shape == (2, 4, 4)
+
+
+def test_pictures_are_refused_in_words(begin, busi, tissue_slide, tmp_path):
+    def refused(name, error, match, **how):
+        with pytest.raises(error, match=match):
+            list(run_in(begin(name, **{"slides": (str(busi),), "batch_size": 4} | how)))
+
+    both = (str(tissue_slide), str(busi))
+    refused("both", DataSetError, "Name one folder of pictures", slides=both)
+    refused("mpp", ConfigError, "Leave it out", mpp=0.5)
+    (one, *_) = sorted(busi.rglob("normal (*).png"))
+    refused("file", DataSetError, "Name one folder", slides=(str(one),))
+    one.write_bytes(b"damaged")
+    refused("damaged", DataSetError, "1 of 12 .* skip_unreadable")
+    how = {"slides": (str(busi),), "batch_size": 4, "skip_unreadable": True}
+    said = list(run_in(begin("skipped", **how)))
+    (started,) = [event for event in said if isinstance(event, Started)]
+    assert started.crops + started.held_out_crops == 11

@@ -10,23 +10,18 @@ magnifications are a set; they show the same area, and are not registered.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from histomae.errors import DataSetError, RunError
-from histomae.files import write_beside
+from histomae.data.picture_sets import PictureSets
+from histomae.data.pictures import told
+from histomae.data.splits import whole_groups
+from histomae.errors import DataSetError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from pathlib import Path
-
-Bools = np.ndarray[Any, np.dtype[np.bool_]]
-Indices = np.ndarray[Any, np.dtype[np.int64]]
 
 #: From the coarsest.
 MAGNIFICATIONS = (40, 100, 200, 400)
@@ -50,8 +45,6 @@ NAME = re.compile(
     r"-(?P<magnification>\d+)-(?P<number>\d+)\.png"
 )
 EXAMPLE = "SOB_B_TA-14-4659-40-001.png"
-#: Names told in one sentence.
-TOLD = 3
 
 
 @dataclass(frozen=True)
@@ -121,11 +114,11 @@ def read_breakhis(root: Path) -> BreakHis:
     notes = []
     if odd:
         notes.append(
-            f"{_told(odd)} left out: not named as in BreakHis ({EXAMPLE}), or of a "
+            f"{told(odd)} left out: not named as in BreakHis ({EXAMPLE}), or of a "
             "subtype or magnification that it does not have."
         )
     if twice:
-        notes.append(f"{_told(twice)} left out: there is another one of that name.")
+        notes.append(f"{told(twice)} left out: there is another one of that name.")
     pictures = tuple(known[name] for name in sorted(known))
     return BreakHis(root, pictures, (*notes, *_doubts(pictures)))
 
@@ -156,97 +149,7 @@ def _doubts(pictures: Iterable[Picture]) -> list[str]:
     ]
 
 
-def _told(names: Sequence[str]) -> str:
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    verb = "is" if len(names) == 1 else "are"
-    return f"{', '.join(names[:TOLD])}{more} {verb}"
-
-
 # ---- sets of magnifications
-
-
-@dataclass(frozen=True, eq=False)
-class PictureSets:
-    """Sets of pictures of one place at several magnifications, n of them.
-
-    ``paths`` of each set, by magnification from the coarsest; None where there is none.
-    ``cases`` are the patients. ``held_out`` bool (n,): kept out of training, whole
-    patients.
-    """
-
-    paths: tuple[tuple[Path | None, ...], ...]
-    cases: tuple[str, ...]
-    held_out: Bools
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def present(self) -> Bools:
-        """Which magnifications there are of each set, bool (n, M)."""
-        there = [[path is not None for path in one] for one in self.paths]
-        return np.array(there, bool).reshape(-1, len(MAGNIFICATIONS))
-
-    @property
-    def patient(self) -> Indices:
-        """A number for each set's patient, from 0, int64 (n,)."""
-        return np.unique(np.array(self.cases, str), return_inverse=True)[1]
-
-    def of(self, kept: Bools) -> PictureSets:
-        """Return some of the sets: bool (n,)."""
-        rows = np.flatnonzero(kept).tolist()
-        return PictureSets(
-            tuple(self.paths[row] for row in rows),
-            tuple(self.cases[row] for row in rows),
-            self.held_out[kept],
-        )
-
-    def save(self, path: Path, root: Path) -> None:
-        """Write the sets as Parquet, their paths from ``root``."""
-        columns: dict[str, Any] = {"case": self.cases, "held_out": self.held_out}
-        for column, magnification in enumerate(MAGNIFICATIONS):
-            columns[f"path_{magnification}"] = [
-                None if one[column] is None else _inside(one[column], root)
-                for one in self.paths
-            ]
-        table = pa.table(columns)
-        with write_beside(path) as beside:
-            pq.write_table(table, beside)
-
-    @classmethod
-    def load(cls, path: Path, root: Path) -> PictureSets:
-        """Read what :meth:`save` wrote; the tree may have moved to ``root``.
-
-        Raises
-        ------
-        RunError
-            If the file is damaged, or a picture is missing.
-        """
-        try:
-            table = pq.read_table(path, memory_map=False).to_pydict()
-            columns = [table[f"path_{m}"] for m in MAGNIFICATIONS]
-            paths = tuple(
-                tuple(None if name is None else root / name for name in one)
-                for one in zip(*columns, strict=True)
-            )
-            held_out = np.asarray(table["held_out"], bool)
-            sets = cls(paths, tuple(table["case"]), held_out)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path.name} is no list of BreakHis sets ({error}). Start a new run."
-            ) from error
-        for one in (p for paths in sets.paths for p in paths if p is not None):
-            if not one.is_file():
-                raise RunError(
-                    f"The run was trained on {one}, which is missing. Bring it back, "
-                    "or resume with slides that names the folder's place."
-                )
-        return sets
-
-
-def _inside(path: Path | None, root: Path) -> str:
-    assert path is not None
-    return path.relative_to(root).as_posix()
 
 
 def picture_sets(
@@ -280,7 +183,8 @@ def picture_sets(
             for one in kept
         ),
         cases=cases,
-        held_out=_held_out(cases, held_out, seed),
+        views=len(MAGNIFICATIONS),
+        held_out=whole_groups(cases, held_out, seed),
     )
     note = (
         f"{len(complete)} sets of all four magnifications, {len(lacking)} of two or "
@@ -288,15 +192,3 @@ def picture_sets(
         f"{len(set(cases))} patients."
     )
     return sets, note
-
-
-def _held_out(cases: Sequence[str], share: float, seed: int) -> Bools:
-    """Hold whole patients out until they have so many of the sets, or a little more."""
-    count, wanted = Counter(cases), share * len(cases)
-    names = sorted(count)
-    out: set[str] = set()
-    for name in np.random.default_rng(seed).permutation(names)[: len(names) - 1]:
-        if sum(count[one] for one in out) >= wanted:
-            break
-        out.add(str(name))
-    return np.array([case in out for case in cases], bool)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from scipy import ndimage
 
 from histomae.errors import DataSetError
 from histomae.events import Event, Note, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from pathlib import Path
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -22,6 +24,13 @@ READ_ERRORS = (
     *(UnidentifiedImageError, Image.DecompressionBombError),
     *(OSError, SyntaxError, ValueError, IndexError, EOFError),
 )
+#: Suffixes of pictures that are no slides.
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+MASK = re.compile(r"_mask(_\d+)?$")
+#: Grey levels up to this one are black margin around an ultrasound scan.
+BLACK = 5
+#: Half the width of the strokes of a text, pixels.
+STROKE_PX = 3
 #: Pictures between two words on how far the check is.
 TOLD_EVERY = 100
 #: Names told in one sentence.
@@ -46,6 +55,106 @@ def read_picture(path: Path) -> Pixels:
             f"{path.name} cannot be read ({str(error)[:200]}). Bring the original "
             "file back, or remove it."
         ) from error
+
+
+def find_pictures(paths: Iterable[Path]) -> list[Path]:
+    """Return the pictures among files and folders, each once, in order.
+
+    A folder is searched to its depth. Masks of lesions, whose names end in ``_mask`` or
+    ``_mask_1`` and the like, are no pictures.
+
+    Raises
+    ------
+    DataSetError
+        If a path does not exist.
+    """
+    found: dict[Path, None] = {}
+    for given in paths:
+        if not given.exists():
+            raise DataSetError(f"{given} does not exist. Check the name.")
+        inside = sorted(given.rglob("*")) if given.is_dir() else [given]
+        found |= dict.fromkeys(path for path in inside if _is_picture(path))
+    return list(found)
+
+
+def _is_picture(path: Path) -> bool:
+    if path.suffix.lower() not in SUFFIXES or MASK.search(path.stem):
+        return False
+    return path.is_file()
+
+
+def scan_sector(picture: Pixels) -> Pixels:
+    """Return what an ultrasound device scanned: a picture without its black margins.
+
+    That is the box around the largest connected part that is not black, once thin
+    strokes are taken away: texts and scales beside the scan go. It is grey in all three
+    channels. A picture that is black throughout comes back whole.
+
+    Parameters
+    ----------
+    picture
+        uint8 (H, W, 3).
+
+    Returns
+    -------
+    uint8 (H', W', 3).
+    """
+    grey = grey_of(picture)
+    box = sector_box(grey)
+    return np.repeat(grey[box][..., None], 3, axis=-1)
+
+
+def grey_of(picture: Pixels) -> Pixels:
+    """Return the greys of a picture, uint8 (H, W)."""
+    return np.asarray(Image.fromarray(picture).convert("L"))
+
+
+def sector_box(grey: Pixels) -> tuple[slice, slice]:
+    """Return the rows and columns of :func:`scan_sector`, given uint8 (H, W)."""
+    # Closed, then opened; beyond the picture's edge the scan goes on.
+    kept = ndimage.binary_dilation(grey > BLACK, iterations=STROKE_PX)
+    kept = ndimage.binary_erosion(kept, iterations=2 * STROKE_PX, border_value=1)
+    kept = ndimage.binary_dilation(kept, iterations=STROKE_PX)
+    parts, count = ndimage.label(kept)
+    if not count:
+        return slice(None), slice(None)
+    largest = np.bincount(parts.ravel())[1:].argmax()
+    rows, columns = ndimage.find_objects(parts)[largest]
+    return rows, columns
+
+
+def whole_square(
+    picture: Pixels,
+    side_px: int,
+    *,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Pixels:
+    """Return a whole picture in the middle of a black square; it keeps its shape.
+
+    Parameters
+    ----------
+    picture
+        uint8 (H, W, 3) or (H, W).
+
+    Returns
+    -------
+    uint8 (side_px, side_px, 3) or (side_px, side_px).
+    """
+    factor = side_px / max(picture.shape[:2])
+    high, wide = (max(1, round(side * factor)) for side in picture.shape[:2])
+    small = Image.fromarray(picture).resize((wide, high), resample)
+    square = np.zeros((side_px, side_px, *picture.shape[2:]), np.uint8)
+    y, x = (side_px - high) // 2, (side_px - wide) // 2
+    square[y : y + high, x : x + wide] = small
+    return square
+
+
+def as_tile(picture: Pixels, side_px: int, *, sector: bool) -> Pixels:
+    """Return a picture as a network sees it: the whole of it, black around.
+
+    ``sector``: cropped to the scan of an ultrasound first, and grey.
+    """
+    return whole_square(scan_sector(picture) if sector else picture, side_px)
 
 
 def middle_square(picture: Pixels, side_px: int) -> Pixels:
@@ -94,6 +203,13 @@ def readable(
                 f"{which}. To go on without them, choose skip_unreadable. {bad[0]}"
             )
         more = f" and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
-        told = "; ".join(str(error).partition(". ")[0] for error in bad[:TOLD])
-        yield Note(f"{which} and are left out: {told}{more}.")
+        reasons = "; ".join(str(error).partition(". ")[0] for error in bad[:TOLD])
+        yield Note(f"{which} and are left out: {reasons}{more}.")
     return frozenset(good)
+
+
+def told(names: Sequence[str]) -> str:
+    """Return the first of some names and how many more there are, with a verb."""
+    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
+    verb = "is" if len(names) == 1 else "are"
+    return f"{', '.join(names[:TOLD])}{more} {verb}"

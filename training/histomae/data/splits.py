@@ -1,14 +1,18 @@
-"""Folds in which no group stands on both sides."""
+"""Folds, and shares held out, in which no group stands on both sides."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from histomae.errors import ConfigError, LabelError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 Array = np.ndarray[Any, Any]
 
@@ -114,3 +118,27 @@ def _split(
         if held_out.any():
             folds.append((np.flatnonzero(~held_out), np.flatnonzero(held_out & tested)))
     return tuple(folds)
+
+
+def whole_groups(groups: Sequence[str], share: float, seed: int) -> Array:
+    """Hold whole groups out until they have so many of the rows, or a little more.
+
+    Parameters
+    ----------
+    groups
+        The name of each row's group. The last group is never held out.
+    share
+        Of the rows, 0 to 1.
+
+    Returns
+    -------
+    bool (n,), True = held out.
+    """
+    count, wanted = Counter(groups), share * len(groups)
+    names = sorted(count)
+    out: set[str] = set()
+    for name in np.random.default_rng(seed).permutation(names)[: len(names) - 1]:
+        if sum(count[one] for one in out) >= wanted:
+            break
+        out.add(str(name))
+    return np.array([group in out for group in groups], bool)

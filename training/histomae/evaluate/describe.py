@@ -141,7 +141,8 @@ def describe_weights(path: Path) -> list[str]:
         f"  {header.method}, {header.step} steps, "
         + (f"mask ratio {header.mask_ratio:g}, " if header.mask_ratio else "")
         + (f"decoder {decoder.dim} × {decoder.depth}" if decoder else "no decoder"),
-        f"  tiles of {header.tile_px} px at {header.mpp:.4g} µm/px"
+        f"  tiles of {header.tile_px} px"
+        + (", whole pictures" if header.mpp is None else f" at {header.mpp:.4g} µm/px")
         + (" (a pixel size was entered by hand)" if header.mpp_given else ""),
         _versions(header),
     ]

@@ -176,8 +176,14 @@ class TileEncoder:
 
     @property
     def spec(self) -> TileSpec:
-        """The tiles that it was trained on."""
-        return TileSpec(self.header.tile_px, self.header.mpp)
+        """The tiles that it was trained on.
+
+        Raises
+        ------
+        CheckpointError
+            If these were whole pictures, whose micrometres nobody knows.
+        """
+        return TileSpec(self.header.tile_px, self.header.known_mpp)
 
     @property
     def grid_size(self) -> tuple[int, int]:

@@ -37,6 +37,8 @@ TURNS = ([[1, 0], [0, 1]], [[0, -1], [1, 0]], [[-1, 0], [0, -1]], [[0, 1], [-1, 
 SYMMETRIES: Doubles = np.array(
     [*TURNS, *(np.diag([-1, 1]) @ np.array(turn) for turn in TURNS)], np.float64
 )
+#: As it is, and left for right: all that leaves shadows below what casts them.
+MIRRORED: Doubles = SYMMETRIES[[0, 4]]
 #: How much of red, green and blue is in a grey (ITU-R BT.601).
 LUMA = (0.299, 0.587, 0.114)
 #: The product with the axis of greys, (1, 1, 1), as a matrix.
@@ -121,16 +123,21 @@ def mask_noise(
 
 
 def view_affines(
-    seed: int, epoch: int, indices: Indices, *, scale_min: float
+    seed: int,
+    epoch: int,
+    indices: Indices,
+    *,
+    scale_min: float,
+    symmetries: Doubles = SYMMETRIES,
 ) -> Floats:
     """Return the affine of each crop's view, float32 (N, 2, 3).
 
-    A box of ``scale_min`` to 1 of the area, somewhere in the crop, then one of the
-    eight symmetries of the square.
+    A box of ``scale_min`` to 1 of the area, somewhere in the crop, then one of
+    ``symmetries`` (K, 2, 2): the eight of the square, unless fewer make sense.
     """
     numbers = uniforms(seed, epoch, indices, stream=Stream.VIEW, count=VIEW_NUMBERS)
-    which = (numbers[:, 4] * len(SYMMETRIES)).astype(int)
-    return affines(view_boxes(numbers[:, :4], scale_min=scale_min), SYMMETRIES[which])
+    which = (numbers[:, 4] * len(symmetries)).astype(int)
+    return affines(view_boxes(numbers[:, :4], scale_min=scale_min), symmetries[which])
 
 
 def view_boxes(numbers: Doubles, *, scale_min: float) -> Doubles:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
-from histomae.data.pictures import middle_square, read_picture
+from histomae.data.pictures import as_tile, middle_square, read_picture
 from histomae.errors import DataSetError, HistomaeError, SlideError
 from histomae.slides.crops import inset_l0
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from histomae.data.breakhis import PictureSets
+    from histomae.data.picture_sets import PictureSets
     from histomae.slides.crops import CropManifest
     from histomae.slides.slide import Slide
 
@@ -390,3 +390,26 @@ class PictureSetReader(Reader):
 
     def _picture(self, path: Path) -> Pixels:
         return middle_square(read_picture(path), self._side_px)
+
+
+class PictureReader(PictureSetReader):
+    """Reads plain pictures, each a set of one: (H, W, 3), whole, black around them.
+
+    Parameters
+    ----------
+    sector
+        They are of ultrasound: cropped to what was scanned, and grey.
+    """
+
+    what = "pictures"
+
+    def __init__(
+        self, sets: PictureSets, side_px: int, *, sector: bool, **how: int
+    ) -> None:
+        super().__init__(sets, side_px, **how)
+        self._sector = sector
+
+    def _decode(self, index: int) -> Pixels:
+        (path,) = self._sets.paths[index]
+        assert path is not None
+        return as_tile(read_picture(path), self._side_px, sector=self._sector)

@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histomae.data.alike import groups_alike
 from histomae.data.breakhis import (
     HEIGHT_PX,
     MPP,
-    PictureSets,
     is_breakhis,
     picture_sets,
     read_breakhis,
 )
-from histomae.data.pictures import readable
+from histomae.data.busi import doubts, is_busi, read_busi
+from histomae.data.picture_sets import PictureSets
+from histomae.data.pictures import find_pictures, readable
+from histomae.data.splits import whole_groups
 from histomae.errors import ConfigError, DataSetError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note
-from histomae.learn.crops import CropReader, PictureSetReader
+from histomae.learn.crops import CropReader, PictureReader, PictureSetReader
 from histomae.learn.pairs import possible_pairs
 from histomae.slides.crops import CropManifest, CropSpec, build_manifest
-from histomae.slides.find import find_slides
+from histomae.slides.find import find_slides, is_slide
 from histomae.slides.remote import local_copies
 from histomae.slides.slide import Slide, default_mpp
 from histomae.slides.tissue import TissueParams
@@ -54,12 +57,12 @@ class Examples:
 
     ``held_out`` bool (n,) marks the examples kept out of training; ``region`` int64
     (n,) numbers from 0 who are neighbours, and are best read at about the same time.
-    ``mpp`` is in µm/px, None where feature files do not say it; ``mpp_given``: a person
-    supplied that of one slide at least.
+    ``mpp`` is in µm/px, None of pictures that have no micrometres, and where feature
+    files do not say it; ``mpp_given``: a person supplied that of one slide at least.
 
     ``patient`` int64 (n,) numbers from 0 what is of one patient, or of one slide where
-    no more is known. ``present`` bool (n, M) marks which of M magnifications there are
-    of each example, from the coarsest.
+    no more is known; of plain pictures, what looks alike. ``present`` bool (n, M) marks
+    which of M magnifications there are of each example, from the coarsest.
     """
 
     source: Source
@@ -75,6 +78,8 @@ def slide_crops(
     config: PretrainConfig, run: RunFolder, stack: ExitStack, *, anew: bool
 ) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
     """Open the slides, and draw their crops or read those of the run.
+
+    Or make ready the pictures of a folder, such as BUSI, each of them whole.
 
     Parameters
     ----------
@@ -95,7 +100,12 @@ def slide_crops(
         If the run's crops, or a slide that they are from, are missing.
     SlideError, MissingMppError, UpsamplingError, NotEnoughDataError
         If the slides do not serve.
+    DataSetError
+        If a picture cannot be read, or slides and pictures are mixed.
     """
+    paths = [Path(path) for path in config.slides]
+    if any(_holds_pictures(path) for path in paths):
+        return (yield from _from_pictures(paths, config, run, stack, anew=anew))
     return (yield from _from_slides(config, run, stack, anew=anew, factors=(1.0,)))
 
 
@@ -189,6 +199,86 @@ def _sets_of(root: Path, config: PretrainConfig) -> Generator[Event, None, Pictu
         missing = f"{(~paired).sum()} sets"
         yield Note(f"{missing} have no pair for {config.pair_strategy}: left out.")
     return sets.of(paired)
+
+
+def _holds_pictures(path: Path) -> bool:
+    """Tell whether a path is a picture, or a folder of some that holds no slide."""
+    if not path.is_dir():
+        return bool(path.exists() and find_pictures([path]))
+    return not any(map(is_slide, path.rglob("*"))) and bool(find_pictures([path]))
+
+
+def _from_pictures(
+    paths: list[Path],
+    config: PretrainConfig,
+    run: RunFolder,
+    stack: ExitStack,
+    *,
+    anew: bool,
+) -> Generator[Event, None, tuple[PretrainConfig, Examples]]:
+    """List the pictures of a folder, or read those of the run."""
+    (root, *others) = paths
+    if others or not root.is_dir():
+        raise DataSetError(
+            f"{next(p for p in paths if _holds_pictures(p))} is of pictures, and these "
+            "are trained on by themselves. Name one folder of pictures, or slides."
+        )
+    if config.mpp is not None or config.slide_mpp is not None:
+        raise ConfigError(
+            "mpp", "pictures are taken whole, whatever their micrometres. Leave it out."
+        )
+    if anew:
+        sets = yield from _plain_sets(root, config)
+        sets.save(run.crops_file, root)
+    else:
+        sets = PictureSets.load(run.crops_file, root)
+    reader = PictureReader(
+        sets,
+        config.tile_px,
+        sector=config.scan_sector,
+        memory_bytes=int(config.cache_gb * GB),
+        readers=config.readers,
+    )
+    stack.enter_context(reader)
+    return config, Examples(
+        source=reader,
+        held_out=sets.held_out,
+        region=np.arange(len(sets)),
+        mpp=None,
+        mpp_given=False,
+        patient=sets.patient,
+        present=sets.present,
+    )
+
+
+def _plain_sets(
+    root: Path, config: PretrainConfig
+) -> Generator[Event, None, PictureSets]:
+    """Return the pictures that can be read; what looks alike is one case."""
+    busi = read_busi(root) if is_busi(root) else None
+    if busi is None:
+        paths = find_pictures([root])
+    else:
+        yield from map(Note, busi.notes)
+        paths = [picture.path for picture in busi.pictures]
+    good = yield from readable(paths, skip_unreadable=config.skip_unreadable)
+    paths = [path for path in paths if path in good]
+    group = yield from groups_alike(paths)
+    names = [f"{number}" for number in group]
+    if busi is not None and len(paths) == len(busi.pictures):
+        yield from map(Note, doubts(busi, group))
+    elif len(set(names)) < len(names):
+        more = len(names) - len(set(names))
+        yield Note(
+            f"{more} of {len(names)} pictures look like others: such are held out "
+            "together, or not at all."
+        )
+    held_out = whole_groups(names, config.held_out, config.seed)
+    if not (~held_out).any():
+        raise NotEnoughDataError(
+            f"{root} holds no picture to train on. Choose another folder."
+        )
+    return PictureSets(tuple((path,) for path in paths), tuple(names), held_out, 1)
 
 
 def _comparable(examples: Examples, config: PretrainConfig) -> Examples:

@@ -14,7 +14,14 @@ import torch
 
 from histomae.infer.reconstruct import reconstruct_tiles
 from histomae.learn import pama
-from histomae.learn.augment import Stream, mask_noise, view_affines, views
+from histomae.learn.augment import (
+    MIRRORED,
+    SYMMETRIES,
+    Stream,
+    mask_noise,
+    view_affines,
+    views,
+)
 from histomae.learn.bag_files import slide_bags
 from histomae.learn.examples import places, slide_crops
 from histomae.learn.pairs import changes, drawn_pairs
@@ -208,6 +215,7 @@ def _mae_inputs(batch: Batch, setting: Setting) -> Inputs:
             batch.epoch,
             batch.indices,
             scale_min=config.crop_scale_min,
+            symmetries=SYMMETRIES if config.flips == "all" else MIRRORED,
         )
     images = views(
         batch.pictures,

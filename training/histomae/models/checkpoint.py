@@ -187,7 +187,7 @@ class CheckpointHeader(Header):
         "mean": files.several(files.number),
         "std": files.several(files.number),
         "tile_px": files.whole,
-        "mpp": files.number,
+        "mpp": files.optional(files.number),
         "mpp_given": files.flag,
     }
 
@@ -201,8 +201,9 @@ class CheckpointHeader(Header):
     """Of each channel, on pixels from 0 to 1."""
     std: tuple[float, ...]
     tile_px: int
-    mpp: float
-    """Micrometres per pixel of the tiles it was trained on."""
+    mpp: float | None
+    """Micrometres per pixel of the tiles it was trained on; None: whole pictures, of
+    which nobody knows."""
     mpp_given: bool
     """A person supplied the mpp of one slide at least."""
 
@@ -215,12 +216,29 @@ class CheckpointHeader(Header):
             raise bad_header("tile_px", self.tile_px, f"{self.encoder.tile_px}")
         if self.decoder is not None and not isinstance(self.encoder, EncoderSpec):
             raise bad_header("decoder", self.decoder, "null: convolutions have none")
-        if not 0 < self.mpp <= 1000:
+        if self.mpp is not None and not 0 < self.mpp <= 1000:
             raise bad_header("mpp", self.mpp, "µm per pixel, above 0")
         if len(self.mean) != channels:
             raise bad_header("mean", self.mean, f"{channels} numbers")
         if len(self.std) != channels or min(self.std) <= 0:
             raise bad_header("std", self.std, f"{channels} numbers above 0")
+
+    @property
+    def known_mpp(self) -> float:
+        """``mpp`` of a model that looks at slides.
+
+        Raises
+        ------
+        CheckpointError
+            If it was trained on pictures.
+        """
+        if self.mpp is None:
+            raise CheckpointError(
+                "This model was trained on whole pictures without micrometres, and "
+                "cannot say at which pixel size to read a slide. Choose one that was "
+                "trained on slides."
+            )
+        return self.mpp
 
     def expected_entries(self) -> dict[str, Entry]:
         """Return dtype and shape of each weight that it promises."""

@@ -40,19 +40,15 @@ if TYPE_CHECKING:
 NAME_DIGITS = 8
 
 
-def _maybe(reader: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda value: None if value is None else reader(value)
-
-
 FEATURE_READERS = {
     "encoder": files.text,
-    "encoder_id": _maybe(files.text),
-    "pooling": _maybe(files.text),
+    "encoder_id": files.optional(files.text),
+    "pooling": files.optional(files.text),
     "width": files.whole,
-    "tile_px": _maybe(files.whole),
-    "mpp": _maybe(files.number),
-    "step_px": _maybe(files.number),
-    "magnification": _maybe(files.number),
+    "tile_px": files.optional(files.whole),
+    "mpp": files.optional(files.number),
+    "step_px": files.optional(files.number),
+    "magnification": files.optional(files.number),
 }
 
 

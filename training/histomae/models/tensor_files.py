@@ -335,6 +335,11 @@ def number(value: Any) -> float:
     return float(value)
 
 
+def optional(reader: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Make a reader that accepts null too."""
+    return lambda value: None if value is None else reader(value)
+
+
 def several(reader: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, ...]]:
     """Make a reader of a list, each item through ``reader``."""
 

@@ -1,0 +1,214 @@
+"""BUSI, breast ultrasound, from its official layout: pictures, lesions, doubles.
+
+Al-Dhabyani et al., Data in Brief 2020. A picture is ``benign (4).png``, its lesions are
+white in ``benign (4)_mask.png`` and, where there are several, ``benign (4)_mask_1.png``
+and so on. Patients are not told, and pictures are there twice or nearly so; therefore
+those that look alike are found and stand on one side of any split.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from histomae.data.pictures import (
+    TOLD,
+    TOLD_EVERY,
+    grey_of,
+    read_picture,
+    sector_box,
+    told,
+    whole_square,
+)
+from histomae.errors import DataSetError
+from histomae.events import Event, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
+
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
+Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+CLASSES = ("benign", "malignant", "normal")
+NAME = re.compile(
+    rf"(?P<name>(?P<kind>{'|'.join(CLASSES)}) \((?P<number>\d+)\))"
+    r"(?P<mask>_mask(_\d+)?)?\.png"
+)
+EXAMPLE = "benign (1).png"
+#: A mask's pixel is of the lesion from this grey on.
+WHITE = 128
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One ultrasound picture, as its name tells."""
+
+    path: Path
+    class_name: str
+    """One of ``CLASSES``."""
+    masks: tuple[Path, ...]
+    """Files that show its lesions; normal pictures may have an empty one."""
+
+
+@dataclass(frozen=True)
+class Busi:
+    """The pictures of a tree, in the order of class and number."""
+
+    root: Path
+    pictures: tuple[Picture, ...]
+    notes: tuple[str, ...]
+    """Sentences for the user: what was left out, what is missing."""
+
+    @property
+    def labels(self) -> Indices:
+        """Each picture's place in ``CLASSES``, int64 (n,)."""
+        names = [CLASSES.index(picture.class_name) for picture in self.pictures]
+        return np.array(names, np.int64)
+
+
+def is_busi(path: Path) -> bool:
+    """Tell whether a folder holds pictures named as in BUSI."""
+    return path.is_dir() and any(
+        NAME.fullmatch(file.name) for kind in CLASSES for file in path.rglob(f"{kind}*")
+    )
+
+
+def read_busi(root: Path) -> Busi:
+    """Find the pictures below a folder, and their masks; none is opened.
+
+    Files whose names are not understood, and masks without a picture, are left out, and
+    notes count them.
+
+    Raises
+    ------
+    DataSetError
+        If there is none named as in BUSI, or two have one name.
+    """
+    found: dict[str, Path] = {}
+    masks: dict[str, list[Path]] = {}
+    odd = []
+    for path in sorted(root.rglob("*.png")):
+        match = NAME.fullmatch(path.name)
+        if match is None:
+            odd.append(path.name)
+        elif match["mask"]:
+            masks.setdefault(match["name"], []).append(path)
+        elif match["name"] in found:
+            raise DataSetError(
+                f"{found[match['name']]} and {path} have one name. Remove one of them, "
+                "or choose the folder Dataset_BUSI_with_GT alone."
+            )
+        else:
+            found[match["name"]] = path
+    if not found:
+        raise DataSetError(
+            f"{root} holds no picture named as in BUSI, such as {EXAMPLE}. Choose the "
+            "folder Dataset_BUSI_with_GT."
+        )
+    pictures = [
+        Picture(found[name], name.partition(" ")[0], tuple(masks.get(name, ())))
+        for name in sorted(found, key=_class_and_number)
+    ]
+    lost = [paths[0].name for name, paths in masks.items() if name not in found]
+    bare = [p.path.name for p in pictures if not p.masks and p.class_name != "normal"]
+    notes = [
+        f"{told(names)} {what}"
+        for names, what in (
+            (odd, f"left out: not named as in BUSI ({EXAMPLE})."),
+            (lost, "left out: a mask whose picture is missing."),
+            (bare, "taken without a lesion: the mask is missing."),
+        )
+        if names
+    ]
+    return Busi(root, tuple(pictures), tuple(notes))
+
+
+def _class_and_number(name: str) -> tuple[str, int]:
+    match = NAME.fullmatch(f"{name}.png")
+    assert match is not None
+    return match["kind"], int(match["number"])
+
+
+def lesion_mask(picture: Picture) -> Bools:
+    """Return where a picture shows lesions, bool (H, W): all of its masks together.
+
+    Raises
+    ------
+    DataSetError
+        If the picture or a mask cannot be read, or their sizes differ.
+    """
+    shape = read_picture(picture.path).shape[:2]
+    masks = [_mask(path, shape) for path in picture.masks]
+    return np.logical_or.reduce([np.zeros(shape, bool), *masks])
+
+
+def _mask(path: Path, shape: tuple[int, ...]) -> Bools:
+    """Return one mask, bool (H, W), of a picture of this shape."""
+    mask = read_picture(path).max(-1) >= WHITE
+    if mask.shape != shape:
+        raise DataSetError(
+            f"{path.name} is {mask.shape[1]} x {mask.shape[0]} px, its picture "
+            f"{shape[1]} x {shape[0]}. Bring the original files back."
+        )
+    return np.asarray(mask)
+
+
+def lesion_tiles(busi: Busi, tile_px: int) -> Generator[Event, None, list[Bools]]:
+    """Lay each lesion on the tile that shows its picture, bool (tile_px, tile_px).
+
+    Each mask is a lesion; empty ones are left out. Tiles are as
+    :func:`histomae.data.pictures.as_tile` makes them of ultrasound.
+
+    Raises
+    ------
+    DataSetError
+        As :func:`lesion_mask`.
+    """
+    lesions = []
+    for number, picture in enumerate(busi.pictures):
+        if number % TOLD_EVERY == 0:
+            yield Progress("measuring lesions", number, len(busi.pictures))
+        pixels = read_picture(picture.path)
+        box = sector_box(grey_of(pixels))
+        for path in picture.masks:
+            mask = _mask(path, pixels.shape[:2])[box].astype(np.uint8)
+            tile = whole_square(mask, tile_px, resample=Image.Resampling.NEAREST)
+            if tile.any():
+                lesions.append(tile > 0)
+    yield Progress("measuring lesions", len(busi.pictures), len(busi.pictures))
+    return lesions
+
+
+def lesion_width(lesion: Bools) -> float:
+    """Return the diameter of a disc as large as a lesion, pixels."""
+    return float(2 * np.sqrt(lesion.sum() / np.pi))
+
+
+def doubts(busi: Busi, group: Indices) -> list[str]:
+    """Say which pictures are there more than once, and which under two classes.
+
+    Parameters
+    ----------
+    group
+        int (n,), as :func:`histomae.data.alike.groups_alike` numbers them.
+    """
+    rows = [np.flatnonzero(group == g).tolist() for g in np.unique(group)]
+    several = [[busi.pictures[row] for row in one] for one in rows if len(one) > 1]
+    torn = [one for one in several if len({p.class_name for p in one}) > 1]
+    notes = []
+    if several:
+        notes.append(f"Alike, and always on one side of a split: {_equal(several)}.")
+    if torn:
+        notes.append(f"Alike under two classes, a label is in doubt: {_equal(torn)}.")
+    return notes
+
+
+def _equal(groups: Sequence[Sequence[Picture]]) -> str:
+    some = [" = ".join(p.path.stem for p in one) for one in groups[:TOLD]]
+    more = f"; and {len(groups) - TOLD} more" if len(groups) > TOLD else ""
+    return "; ".join(some) + more
