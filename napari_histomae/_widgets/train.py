@@ -31,6 +31,7 @@ from qtpy.QtWidgets import (
 from histomae.config import (
     MASKING,
     METHOD_DEFAULTS,
+    ON_FEATURES,
     PretrainConfig,
     load_recipe,
     recipe_names,
@@ -366,7 +367,7 @@ class TrainDock(QWidget):
             known if known >= 0 else self.preset.findData(CUSTOM)
         )
         try:
-            config = load_recipe(name)
+            config = _on_slides(load_recipe(name))
         except ConfigError as error:
             self.state.failed(error)
             return
@@ -855,6 +856,24 @@ def resumed(run: RunFolder) -> Generator[Event, None, None]:
     from histomae.learn.supervise import follow, start
 
     yield from follow(run, start(run))
+
+
+def _on_slides(config: PretrainConfig) -> PretrainConfig:
+    """Return the settings; refuse those of a method that takes no slides.
+
+    Raises
+    ------
+    ConfigError
+        Naming the command that takes them.
+    """
+    if config.method in ON_FEATURES:
+        raise ConfigError(
+            "method",
+            f"{config.method} learns from files of tile features, which this dock does "
+            "not take. Train it on the command line: histomae pretrain FEATURES "
+            f"--method {config.method} --recipe FILE.",
+        )
+    return config
 
 
 def step_words(step: Step) -> str:

@@ -23,6 +23,7 @@ from PIL import Image
 from histomae import cli
 from histomae.config import METHOD_DEFAULTS, load_recipe
 from histomae.errors import HistomaeError
+from histomae.evaluate.slides import ANCHORS, CLASS_TOKEN, FINE_TUNED, MEAN, MIL
 from histomae.events import Finished, Note, Progress, Started, Step, event_from_json
 from histomae.exchange.features import read_features
 from histomae.infer.encoder import TileEncoder
@@ -424,6 +425,109 @@ def test_an_encoder_of_slides_looks_at_no_tiles(pretrained, slide, tmp_path):
     complaint(said, "is an encoder of slides, not an encoder of tiles")
 
 
+@pytest.fixture(scope="module")
+def cohort(folder, make_features):
+    """Features and labels of eight slides: in one class all numbers are higher."""
+    features, table = folder / "cohort", folder / "labels.csv"
+    rows = ["slide,patient,label"]
+    for number in range(8):
+        path = make_features(features / f"s{number}.h5", tiles=30, seed=number)
+        read = read_features(path).values
+        make_features(path, tiles=30, seed=number, values=read + 9 * (number % 2))
+        rows.append(f"s{number}.svs,p{number},{('low', 'high')[number % 2]}")
+    table.write_text("\n".join(rows))
+    return features, table
+
+
+@pytest.fixture(scope="module")
+def slide_encoder(folder, cohort):
+    """A run of PAMA on four of the slides."""
+    run = folder / "cohort-run"
+    paths = [cohort[0] / f"s{number}.h5" for number in range(4)]
+    how = ["--method", "pama", "--tiles-per-anchor", 9, "--epochs", 1]
+    how += ["--warmup-epochs", 0, "--held-out", 0]
+    how += ["--device", "cpu", "--precision", "f32"]
+    said = histomae("pretrain", *paths, "--run", run, *how)
+    assert said.code == 0, said.err
+    return run
+
+
+def test_judge_puts_pama_beside_what_knows_no_places(cohort, slide_encoder, tmp_path):
+    out = tmp_path / "scores.json"
+    said = histomae(
+        *("judge", cohort[0], "--labels", cohort[1], "--encoder", slide_encoder),
+        *("--folds", 2, "--epochs", 2, "--device", "cpu", "--out", out),
+    )
+    assert said.code == 0, said.err
+    first, *rows, verdict, written = said.out.splitlines()
+    assert first == "8 slides of 8 patients"
+    assert verdict.startswith("PAMA does not earn its keep here")
+    assert written == f"scores: {out}"
+    assert "PAMA was pretrained on 4 of the 8 slides it is judged on" in said.err
+    found = json.loads(out.read_text())
+    assert found["classes"] == ["high", "low"]
+    assert found["pretrained_on"] == ["s0", "s1", "s2", "s3"]
+    names = [MEAN, MIL, CLASS_TOKEN, ANCHORS, FINE_TUNED]
+    assert list(found["scores"]) == names
+    for name, row in zip(names, rows, strict=True):
+        score = found["scores"][name]
+        assert row.startswith(name)
+        assert f"AUC {score['auc']['value']:.2f} (" in row
+        assert np.sum(score["confusion"]) == score["slides"] == 8
+        right = np.trace(score["confusion"]) / 8
+        assert score["accuracy"]["value"] == right
+    assert found["scores"][MEAN]["auc"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["scores"][MEAN]["confusion"] == [[4, 0], [0, 4]]
+
+
+def test_judge_without_pama(cohort, tmp_path):
+    table = tmp_path / "split.csv"
+    sides = ["split", *("train" if n < 6 else "test" for n in range(8))]
+    rows = cohort[1].read_text().splitlines()
+    table.write_text("\n".join(map(",".join, zip(rows, sides, strict=True))))
+    said = histomae("judge", cohort[0], "--labels", table, "--epochs", 1)
+    assert said.code == 0, said.err
+    first, mean, mil = said.out.splitlines()
+    assert first == "2 slides of 2 patients"
+    assert mean.startswith(f"{MEAN:<17} AUC 1.00 ")
+    assert mil.startswith(f"{MIL:<17} AUC ")
+
+
+def test_judge_refuses_what_cannot_be_judged(
+    cohort, slide_encoder, make_features, tmp_path
+):
+    features, table = cohort
+    complaint(histomae("judge", "--labels", table), "features: none is given")
+    asked = histomae("judge", features, "--labels", table, "--folds", 1)
+    complaint(asked, "folds: 1 is out of range")
+    both = tmp_path / "both.csv"
+    both.write_text(
+        "slide,patient,label,split\n"
+        "s0,a,low,train\ns1,b,high,train\ns2,a,low,test\ns3,c,high,test\n"
+    )
+    complaint(histomae("judge", features, "--labels", both), "a is both trained on and")
+    other = tmp_path / "other.csv"
+    other.write_text("slide,patient,label\nx0,a,low\nx1,b,high\n")
+    complaint(
+        histomae("judge", features, "--labels", other),
+        "other.csv names x0 and others, none of which has features",
+    )
+    few = tmp_path / "few.csv"
+    few.write_text("slide,patient,label\ns0,a,low\ns1,a,high\ns2,a,low\n")
+    complaint(histomae("judge", features, "--labels", few), "slides of two patients")
+    finer = [
+        make_features(tmp_path / f"s{number}.h5", tiles=20, seed=number, mpp=0.25)
+        for number in range(2)
+    ]
+    asked = histomae("judge", *finer, "--labels", table, "--encoder", slide_encoder)
+    complaint(asked, "other tiles than the model was trained on", "0.25")
+
+
+def test_judge_takes_an_encoder_of_slides(cohort, trained):
+    said = histomae("judge", cohort[0], "--labels", cohort[1], "--encoder", trained[0])
+    complaint(said, "Choose a run with the method pama")
+
+
 def test_info_on_all_that_there_is(slide, trained, taught, embedded, pretrained):
     run = RunFolder(trained[0])
     said = histomae(
@@ -561,6 +665,7 @@ def test_version():
         ("pretrain", "--recipe"),
         ("predict", "a.svs"),
         ("attend", "a.svs", "--encoder", "x", "--out", "y", "--head", "left"),
+        ("judge", "features"),
         ("doctor", "--cure"),
         ("runs", "there", "here"),
         ("runs", "compare", "a", "b", "--to", "c.png"),

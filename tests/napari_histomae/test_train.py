@@ -249,6 +249,16 @@ class TestSettings:
         assert ready.state.kind == "failed"
         assert "epochs" in ready.state.text
 
+    def test_a_recipe_for_files_of_features_names_the_command(self, ready, tmp_path):
+        before = ready.config()
+        recipe = tmp_path / "slides.toml"
+        recipe.write_text('method = "pama"\nepochs = 77\n')
+        ready.use_recipe(str(recipe))
+        assert ready.state.kind == "failed"
+        assert "histomae pretrain FEATURES --method pama" in ready.state.text
+        assert ready.config() == before
+        assert ready.preset.currentData() == train.CUSTOM
+
     def test_a_wrong_setting_is_marked_and_start_says_why(self, ready):
         ready.settings.edit("patch_size", "15")
         assert ready.settings.marked() == ["patch_size"]

@@ -384,11 +384,7 @@ class Reconstruct(_OnSlides):
         if self.mask_ratio is not None:
             _check_share("mask_ratio", self.mask_ratio)
         for name, least in (("seed", 0), ("examples", 1)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    name,
-                    f"{getattr(self, name)} is out of range. Choose at least {least}.",
-                )
+            _check_least(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,6 +614,95 @@ class MaskCheck:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judge:
+    """Tell how well slides are classified from their features, and if PAMA helps.
+
+    Classifiers learn from some patients and are judged on the others: PAMA's vectors of
+    slides (linear) and PAMA fine-tuned, beside the mean of the tiles and attention MIL,
+    which know no places. The labels are CSV with the columns slide, patient, label; a
+    column split (train, test) takes the place of folds.
+
+    $ histomae judge features/ --labels labels.csv --encoder runs/slides
+    """
+
+    features: Annotated[
+        tuple[Path, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="FEATURES [FEATURES ...]", help_behavior_hint=""),
+    ] = ()
+    """Feature files (see 'histomae embed'), or folders of them."""
+    labels: File
+    """The table of labels."""
+    encoder: Annotated[Path | None, tyro.conf.arg(metavar="FILE|FOLDER")] = None
+    """A checkpoint of PAMA, or a run folder; None: only what needs none."""
+    fine_tune: bool = True
+    """Judge PAMA fine-tuned too; it takes longest."""
+    folds: int = 5
+    """Parts of the patients, each judged by what learned from the others."""
+    epochs: int = 30
+    """How often what is trained step by step sees each slide."""
+    seed: int = 0
+    """Of folds, weights and batches."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where the scores are written as JSON too."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+
+    def __call__(self) -> None:
+        """Judge, and print a table."""
+        from histomae.data.bags import check_alike
+        from histomae.evaluate.slide_cohort import read_cohort, write_scores
+        from histomae.evaluate.slides import (
+            FINE_TUNED,
+            classifiers,
+            judge_slides,
+            lines,
+        )
+        from histomae.infer.encoder import pick_device
+        from histomae.learn.slide_classes import SlideFit
+        from histomae.models.slide_checkpoint import (
+            load_slide_checkpoint,
+            slide_encoder_from,
+        )
+
+        self._check()
+        bags, labels = show(read_cohort(self.features, self.labels))
+        pama, seen = None, []
+        if self.encoder is not None:
+            checkpoint = load_slide_checkpoint(_checkpoint(self.encoder))
+            check_alike(list(bags.values()), checkpoint.header.features)
+            pama = slide_encoder_from(checkpoint).to(pick_device(self.device))
+            seen = [slide for slide in bags if checkpoint.header.has_seen(slide)]
+        settings = SlideFit(epochs=self.epochs, warmup_epochs=self.epochs / 10)
+        compared = classifiers(pama, replace(settings, device=self.device))
+        if not self.fine_tune:
+            compared.pop(FINE_TUNED, None)
+        scores = show(
+            judge_slides(
+                bags,
+                labels,
+                compared,
+                folds=self.folds,
+                seed=self.seed,
+                pretrained_on=seen,
+            )
+        )
+        say("\n".join(lines(scores)))
+        if self.out is not None:
+            told = {"encoder": self.encoder and str(self.encoder), "seed": self.seed}
+            write_scores(self.out, scores, labels, **told, pretrained_on=seen)
+            say(f"scores: {self.out}")
+
+    def _check(self) -> None:
+        for name, least in (("folds", 2), ("epochs", 1), ("seed", 0)):
+            _check_least(name, getattr(self, name), least)
+        if not self.features:
+            raise ConfigError(
+                "features", "none is given. Name feature files or a folder of them."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Say what files are: slides, checkpoints, probes, features and run folders.
 
@@ -757,6 +842,7 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "attend": Attend,
     "embed": Embed,
     "mask-check": MaskCheck,
+    "judge": Judge,
     "info": Info,
     "runs": Runs,
     "runs compare": CompareRuns,
@@ -898,9 +984,12 @@ def _encoder(path: Path, device: str) -> TileEncoder:
     """Load an encoder from a checkpoint, or from the last one of a run folder."""
     from histomae.infer.encoder import TileEncoder
 
-    if path.is_dir():
-        path = _last_of(path)
-    return TileEncoder.load(path, device=device)
+    return TileEncoder.load(_checkpoint(path), device=device)
+
+
+def _checkpoint(path: Path) -> Path:
+    """Return the checkpoint that is named: a file, or the last one of a run folder."""
+    return _last_of(path) if path.is_dir() else path
 
 
 def _last_of(folder: Path) -> Path:
@@ -921,6 +1010,11 @@ def _check_share(name: str, value: float) -> None:
         raise ConfigError(
             name, f"{value:g} is out of range. Choose a number from 0 to 1."
         )
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(name, f"{value} is out of range. Choose at least {least}.")
 
 
 def _forget_unstarted(run: RunFolder) -> None:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from histomae.data.splits import grouped_folds
-from histomae.errors import ConfigError
+from histomae.data.splits import check_no_leak, grouped_folds
+from histomae.errors import ConfigError, LabelError
 
 
 @st.composite
@@ -100,3 +100,21 @@ def test_the_seed_decides():
 def test_one_fold_is_none():
     with pytest.raises(ConfigError, match="Choose 2 or more"):
         grouped_folds(np.zeros(4, int), np.arange(4), k=1)
+
+
+class TestNoLeak:
+    def test_patients_apart_pass(self):
+        check_no_leak(np.array(["a", "a", "b"]), np.array(["c", "d"]))
+        check_no_leak(np.array(["a"]), np.array([], dtype=str))
+
+    @pytest.mark.parametrize(
+        ("train", "test", "words"),
+        [
+            ("aab", "ca", "^a is both trained on and tested on"),
+            ("abc", "cbx", "^b, c are both"),
+            ("abcde", "edcba", "^a, b, c and 2 more are both"),
+        ],
+    )
+    def test_patients_on_both_sides_are_named(self, train, test, words):
+        with pytest.raises(LabelError, match=words):
+            check_no_leak(np.array(list(train)), np.array(list(test)))

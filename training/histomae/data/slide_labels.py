@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,11 +72,19 @@ class SlideLabels:
 
         Raises
         ------
+        LabelError
+            If two rows name one slide.
         NotEnoughDataError
             If fewer than two classes are left.
         """
         there = {str(name) for name in names}
         found = [_known(slide, there) for slide in self.slides]
+        for name, times in Counter(name for name in found if name is not None).items():
+            if times > 1:
+                raise LabelError(
+                    f"{times} rows of the labels name the slide {name}, with and "
+                    "without its file's suffix. Leave one row for each slide."
+                )
         kept = np.array([name is not None for name in found], bool)
         missing = [s for s, k in zip(self.slides, kept, strict=True) if not k]
         notes = self.notes

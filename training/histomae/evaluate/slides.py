@@ -27,7 +27,7 @@ from histomae.data.metrics import (
 )
 from histomae.data.splits import check_no_leak, grouped_folds
 from histomae.errors import NotEnoughDataError
-from histomae.events import Note
+from histomae.events import Note, Progress
 from histomae.infer.slides import classify_slides, embed_slides, mean_of_tiles
 from histomae.learn.probe import fit_linear
 from histomae.learn.slide_classes import SlideFit, fit_slides
@@ -265,7 +265,7 @@ def judge_slides(
             "they are learned from, and cannot be judged."
         )
     found = {name: np.full((len(rows), _kinds(labels)), np.nan) for name in compared}
-    for train, test in splits:
+    for fold, (train, test) in enumerate(splits):
         check_no_leak(*(np.array(labels.patients)[side] for side in (train, test)))
         sides = Sides(
             tuple(rows[i] for i in train),
@@ -275,7 +275,9 @@ def judge_slides(
             _kinds(labels),
             seed,
         )
-        for name, classifier in compared.items():
+        for done, (name, classifier) in enumerate(compared.items()):
+            so_far, total = (len(compared) * n for n in (fold, len(splits)))
+            yield Progress("judging classifiers", so_far + done, total)
             found[name][test] = yield from classifier(sides)
     return {
         name: score_slides(

@@ -31,7 +31,6 @@ from histomae.models.pama import Pama, PamaEncoder, PamaSpec
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
     from typing import Self
 
     from histomae.models.tensor_files import Entry
