@@ -139,7 +139,6 @@ def _begin_tiles(
 def _tile_header(model: Any, setting: Setting, step: int) -> CheckpointHeader:
     config, examples = setting.config, setting.examples
     assert examples is not None
-    assert examples.mpp is not None
     return CheckpointHeader(
         architecture=config.architecture,
         encoder=model.encoder_spec,
