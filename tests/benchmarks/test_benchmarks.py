@@ -287,3 +287,21 @@ class TestHugeSlide:
         found = figures(process)
         assert not found["memory added, four levels"]["is_met"]
         assert not found["levels finer than needed, four levels"]["is_met"]
+
+
+class TestPamaMemory:
+    FEW = ("--json", "--threads", "1")
+
+    def test_memory_grows_as_tiles_times_anchors(self):
+        process = start("pama_memory.py", *self.FEW, "--tiles", "2000")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["anchors of the largest slide"]["value"] == 14
+        assert 0 < found["memory of a step on 2000 tiles"]["value"] < 0.5
+
+    def test_every_tile_an_anchor_is_found(self):
+        process = start("pama_memory.py", *self.FEW, "--plant", "--tiles", "2000")
+        assert process.returncode == 1, process.stderr
+        found = figures(process)
+        assert found["anchors of the largest slide"]["value"] == 2000
+        assert not found["peak at 2000 tiles"]["is_met"]
