@@ -597,8 +597,9 @@ def viewer_killed(bench: Bench) -> Iterator[Promise]:
     yield Promise("so does a follower", isinstance(last, Finished), str(last))
     yield ended(run, "stopped")
     yield checkpoint_is_valid(run)
-    left = [" ".join(process.cmdline()) for process in trainers_in(str(home))]
-    yield Promise("no process is left", not left, "; ".join(left))
+    # It has said its last word; to leave takes it a moment.
+    gone = until(lambda: not trainers_in(str(home)), bench.args.goal_exit_s)
+    yield Promise("no process is left", gone)
 
 
 def window(program: str, home: Path, *words: str) -> subprocess.Popen[str]:
