@@ -210,3 +210,98 @@ class TestSlidePairs:
         found = figures(process)
         assert found["registration error, largest"]["value"] <= 1
         assert found["places to find"]["value"] == 60
+
+    def test_pictures_with_only_a_corner_in_common_are_found(self):
+        process = start("slide_pairs.py", "--json", "--plant", "--epochs", "1")
+        assert process.returncode == 1, process.stderr
+        assert figures(process)["registration error, largest"]["value"] > 10
+
+
+class TestSamplerLoss:
+    def test_both_samplers_train_on_equally_many_crops(self):
+        process = start("sampler_loss.py", "--quick", "--json")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        most = found["crops trained on, most"]["value"]
+        assert found["crops trained on, fewest"]["value"] == most == 64
+        assert found["loss, region-dense"]["value"] < 1.5
+        assert -50 < found["loss more by region-dense"]["value"] < 50
+
+    def test_a_single_region_is_found(self):
+        process = start("sampler_loss.py", "--quick", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["regions that they are from, region-dense"][
+            "is_met"
+        ]
+
+
+@pytest.mark.usefixtures("no_trainer_is_left")
+class TestViewerLatency:
+    FEW = ("--json", "--first", "1", "--moves", "4", "--seconds", "2")
+    #: On a machine that does other things too, only the order of things is certain.
+    GENEROUS = (
+        *("--goal-first", "20", "--goal-huge", "20"),
+        *("--goal-gap-ms", "5000", "--goal-longest-ms", "20000"),
+    )
+
+    def test_pictures_are_waited_for(self):
+        process = start("viewer_latency.py", *self.FEW, *self.GENEROUS)
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["steps of the training meanwhile"]["value"] >= 1
+        for when in ("idle", "training"):
+            p50, p95 = (
+                found[f"move until drawn, {when}, p{percent}, napari-histomae"]["value"]
+                for percent in (50, 95)
+            )
+            assert 1 < p50 <= p95
+        assert found["first picture, an image in memory"]["value"] > 0.01
+
+    def test_late_tiles_are_found(self):
+        process = start("viewer_latency.py", "--plant", "--no-training", *self.FEW)
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["first picture, against an image in memory"][
+            "is_met"
+        ]
+
+    def test_a_peer_that_is_not_there_is_named(self):
+        process = start("viewer_latency.py", "--peer", "napari-nobody")
+        assert process.returncode == 2
+        assert "napari-nobody is not installed" in process.stderr
+
+
+class TestHugeSlide:
+    FEW = ("--json", "--side", "60000", "--reads", "24", "--repeats", "1")
+
+    def test_a_huge_slide_costs_little(self):
+        process = start("huge_slide.py", *self.FEW, "--goal-tissue-s", "20")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        for name in ("four levels", "two levels"):
+            assert 0 < found[f"cache at the highest, {name}"]["value"] <= 32
+            assert found[f"levels finer than needed, {name}"]["value"] == 0
+
+    def test_kept_tiles_and_a_level_too_fine_are_found(self):
+        process = start("huge_slide.py", *self.FEW, "--plant", "--reads", "60")
+        assert process.returncode == 1, process.stderr
+        found = figures(process)
+        assert not found["memory added, four levels"]["is_met"]
+        assert not found["levels finer than needed, four levels"]["is_met"]
+
+
+class TestPamaMemory:
+    FEW = ("--json", "--threads", "1")
+
+    def test_memory_grows_as_tiles_times_anchors(self):
+        process = start("pama_memory.py", *self.FEW, "--tiles", "2000")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["anchors of the largest slide"]["value"] == 14
+        assert 0 < found["memory of a step on 2000 tiles"]["value"] < 0.5
+
+    def test_every_tile_an_anchor_is_found(self):
+        process = start("pama_memory.py", *self.FEW, "--plant", "--tiles", "2000")
+        assert process.returncode == 1, process.stderr
+        found = figures(process)
+        assert found["anchors of the largest slide"]["value"] == 2000
+        assert not found["peak at 2000 tiles"]["is_met"]

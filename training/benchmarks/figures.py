@@ -82,7 +82,9 @@ def report(figures: Sequence[Figure], *, as_json: bool) -> int:
             }
             for figure in figures
         }
-        print(json.dumps({"passed": passed, "figures": rows}))
+        # Figures are often NumPy's numbers, which json does not know.
+        said = {"passed": bool(passed), "figures": rows}
+        print(json.dumps(said, default=lambda number: number.item()))
     else:
         for figure in figures:
             print(figure)

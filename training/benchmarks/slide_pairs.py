@@ -178,8 +178,8 @@ def measure(args: argparse.Namespace) -> list[Figure]:
     return [
         load(),
         Figure("places laid on each other", len(errors)),
-        Figure("registration error, median", float(np.median(errors)), "px"),
-        Figure("registration error, largest", float(errors.max()), "px", args.goal_px),
+        Figure("registration error, median", np.median(errors), "px"),
+        Figure("registration error, largest", errors.max(), "px", args.goal_px),
         Figure("training", took, "s"),
         Figure("places to find", len(pictures), at_least=args.count),
         Figure("found by chance", 100 / len(pictures), "%"),
