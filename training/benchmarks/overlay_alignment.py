@@ -16,16 +16,14 @@ between photographs.
 from __future__ import annotations
 
 import math
-import os
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tifffile
 from figures import Figure, load, options, report, say
+from watch import away_from_the_user
 
 from histomae.slides.annotations import Annotation
 from histomae.slides.grid import TileGrid, TileSpec
@@ -36,6 +34,7 @@ from napari_histomae import _layers
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
+    from pathlib import Path
 
     from napari.layers import Layer
     from napari.viewer import Viewer
@@ -596,10 +595,7 @@ def main() -> int:
     if args.plant:
         _layers.EDGE_TO_CENTRE += args.plant_px
     found = Findings([], [])
-    with tempfile.TemporaryDirectory() as folder:
-        # Neither the user's settings of napari nor what the plugin remembers matter.
-        os.environ["NAPARI_CONFIG"] = str(Path(folder) / "napari.yaml")
-        os.environ["HISTOMAE_HOME"] = folder
+    with away_from_the_user() as folder:
         import napari
         from qtpy.QtWidgets import QDockWidget
 
@@ -609,7 +605,7 @@ def main() -> int:
         viewer.window.resize(*WINDOW_PX)
         for number, case in enumerate(QUICK if args.quick else CASES):
             say(f"{case.name}: {case.size[0]} × {case.size[1]} px, worst at each level")
-            measure(viewer, case, Path(folder) / f"{number}.tiff", args, found)
+            measure(viewer, case, folder / f"{number}.tiff", args, found)
         viewer.close()
     say(f"worst of all: {_worst(found.offsets, 'worst_px')}")
     return report(figures_of(found, args), as_json=args.json)

@@ -16,7 +16,6 @@ recipe with a learning rate of next to nothing.
 from __future__ import annotations
 
 import hashlib
-import re
 import sys
 import tempfile
 import time
@@ -26,11 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from figures import Figure, load, options, report, say
-from PIL import Image
 from scipy import stats
+from trainers import REFERENCE_DECODER
 
 from histomae.config import PretrainConfig
+from histomae.data.breakhis import read_breakhis
 from histomae.data.classes import next_color
+from histomae.data.pictures import middle_square, read_picture
 from histomae.evaluate.compare import score_on
 from histomae.evaluate.transfer import untrained_like
 from histomae.events import Step, result_of
@@ -54,12 +55,7 @@ Array = np.ndarray[Any, Any]
 REFERENCE, DEFAULT, PARTIAL = "reference", "default", "partial"
 SMALL_DECODER = {"decoder_dim": 192, "decoder_depth": 4, "decoder_heads": 3}
 RECIPES: dict[str, dict[str, Any]] = {
-    REFERENCE: {
-        "decoder_dim": 512,
-        "decoder_depth": 8,
-        "decoder_heads": 16,
-        "precision": "f32",
-    },
+    REFERENCE: {**REFERENCE_DECODER, "precision": "f32"},
     DEFAULT: {**SMALL_DECODER, "precision": "bf16"},
     PARTIAL: {**SMALL_DECODER, "precision": "bf16", "decoded_share": 1 / 3},
 }
@@ -70,8 +66,6 @@ CLASSES = ("Duct", "In situ", "Invasive")
 TRAINED, FITTED, SCORED = 1000, 2000, 3000
 #: The share of hits that is left to luck where a difference is bounded.
 CONFIDENCE = 0.95
-#: A BreakHis file: class, subtype, year, case with its slide, magnification, number.
-BREAKHIS = re.compile(r"SOB_(?P<kind>[BM])_\w+-\d+-(?P<case>\d+)\w*-100-\d+\.png")
 #: Filed under two classes with the same pixels.
 LEFT_OUT = "13412"
 
@@ -189,17 +183,12 @@ def breakhis(folder: Path, encoders: Sequence[TileEncoder], pooling: str) -> lis
     """
     tiles, labels, cases = [], [], []
     side = encoders[0].spec.tile_px
-    for path in sorted(folder.rglob("SOB_*-100-*.png")):
-        match = BREAKHIS.fullmatch(path.name)
-        if match is None or match["case"] == LEFT_OUT:
+    for picture in sorted(read_breakhis(folder).pictures, key=lambda one: one.path):
+        if picture.magnification != 100 or picture.case == LEFT_OUT:
             continue
-        with Image.open(path) as picture:
-            wide, high = picture.size
-            left = (wide - high) // 2
-            square = picture.convert("RGB").crop((left, 0, left + high, high))
-            tiles.append(np.asarray(square.resize((side, side), Image.Resampling.BOX)))
-        labels.append("BM".index(match["kind"]))
-        cases.append(int(match["case"]))
+        tiles.append(middle_square(read_picture(picture.path), side))
+        labels.append(int(picture.is_malignant))
+        cases.append(int(picture.case))
     say(f"BreakHis: {len(tiles)} pictures of {len(set(cases))} patients")
     scores = []
     for encoder in encoders:

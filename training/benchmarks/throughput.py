@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 import torch
 from figures import Figure, load, options, report, say
-from trainers import begin, make_slide
+from trainers import REFERENCE_DECODER, begin, make_slide
 from watch import away_from_the_user
 
 from histomae.config import PretrainConfig
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from histomae.learn.methods import Method
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-#: The decoder of the reference.
-REFERENCE = {"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16}
 #: For --quick: steps of some milliseconds.
 SMALL = {"encoder": "vit_micro", "tile_px": 64}
 SMALL_REFERENCE = {"decoder_dim": 128, "decoder_depth": 2, "decoder_heads": 4}
@@ -433,7 +431,7 @@ def recipes(slide: Path, args: argparse.Namespace) -> Recipes:
         threads=args.threads,
     )
     return Recipes(
-        replace(common, **(SMALL_REFERENCE if args.quick else REFERENCE)),
+        replace(common, **(SMALL_REFERENCE if args.quick else REFERENCE_DECODER)),
         replace(common, **(SMALL_DEFAULT if args.quick else {})),
     )
 

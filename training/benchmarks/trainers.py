@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: What a training imports only when it begins, which takes longer than its steps.
 IMPORTED_LATE = ("lightning_fabric", "pandas", "PIL.Image")
+#: The decoder of MAE's own recipe.
+REFERENCE_DECODER = {"decoder_dim": 512, "decoder_depth": 8, "decoder_heads": 16}
 #: Steps of some ten milliseconds.
 SMALL = PretrainConfig(
     encoder="vit_micro",
