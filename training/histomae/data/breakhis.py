@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from histomae.data.picture_sets import PictureSets
-from histomae.data.pictures import told
 from histomae.data.splits import whole_groups
+from histomae.data.words import some_are
 from histomae.errors import DataSetError
 
 if TYPE_CHECKING:
@@ -114,11 +114,11 @@ def read_breakhis(root: Path) -> BreakHis:
     notes = []
     if odd:
         notes.append(
-            f"{told(odd)} left out: not named as in BreakHis ({EXAMPLE}), or of a "
+            f"{some_are(odd)} left out: not named as in BreakHis ({EXAMPLE}), or of a "
             "subtype or magnification that it does not have."
         )
     if twice:
-        notes.append(f"{told(twice)} left out: there is another one of that name.")
+        notes.append(f"{some_are(twice)} left out: there is another one of that name.")
     pictures = tuple(known[name] for name in sorted(known))
     return BreakHis(root, pictures, (*notes, *_doubts(pictures)))
 

@@ -16,14 +16,13 @@ import numpy as np
 from PIL import Image
 
 from histomae.data.pictures import (
-    TOLD,
     TOLD_EVERY,
     grey_of,
     read_picture,
     sector_box,
-    told,
     whole_square,
 )
+from histomae.data.words import TOLD, some_are
 from histomae.errors import DataSetError
 from histomae.events import Event, Progress
 
@@ -117,7 +116,7 @@ def read_busi(root: Path) -> Busi:
     lost = [paths[0].name for name, paths in masks.items() if name not in found]
     bare = [p.path.name for p in pictures if not p.masks and p.class_name != "normal"]
     notes = [
-        f"{told(names)} {what}"
+        f"{some_are(names)} {what}"
         for names, what in (
             (odd, f"left out: not named as in BUSI ({EXAMPLE})."),
             (lost, "left out: a mask whose picture is missing."),

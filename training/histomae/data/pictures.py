@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
+from histomae.data.words import TOLD
 from histomae.errors import DataSetError
 from histomae.events import Event, Note, Progress
 
@@ -33,8 +34,6 @@ BLACK = 5
 STROKE_PX = 3
 #: Pictures between two words on how far the check is.
 TOLD_EVERY = 100
-#: Names told in one sentence.
-TOLD = 3
 
 
 def read_picture(path: Path) -> Pixels:
@@ -206,10 +205,3 @@ def readable(
         reasons = "; ".join(str(error).partition(". ")[0] for error in bad[:TOLD])
         yield Note(f"{which} and are left out: {reasons}{more}.")
     return frozenset(good)
-
-
-def told(names: Sequence[str]) -> str:
-    """Return the first of some names and how many more there are, with a verb."""
-    more = f" and {len(names) - TOLD} more" if len(names) > TOLD else ""
-    verb = "is" if len(names) == 1 else "are"
-    return f"{', '.join(names[:TOLD])}{more} {verb}"

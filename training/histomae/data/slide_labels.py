@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.data.splits import check_no_leak
+from histomae.data.words import is_or_are, some_have, some_of
 from histomae.errors import LabelError, NotEnoughDataError
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 SIDES = ("train", "test")
-#: Names told in one sentence.
-TOLD = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +89,8 @@ class SlideLabels:
         notes = self.notes
         if missing:
             notes += (
-                f"{_told(missing)} {_have(missing)} a label and no features, and "
-                f"{_are(missing)} left out.",
+                f"{some_have(missing)} a label and no features, and "
+                f"{is_or_are(missing)} left out.",
             )
         return SlideLabels(
             tuple(name for name in found if name is not None),
@@ -129,13 +128,12 @@ def read_slide_labels(path: str | os.PathLike[str]) -> SlideLabels:
     notes = []
     if unlabelled:
         notes.append(
-            f"{_told(unlabelled)} {_have(unlabelled)} no label and "
-            f"{_are(unlabelled)} left out."
+            f"{some_have(unlabelled)} no label and {is_or_are(unlabelled)} left out."
         )
     unknown = [row["slide"] for row in labelled if not row["patient"]]
     if unknown:
         notes.append(
-            f"{path.name} names no patient of {_told(unknown)}: each counts as a "
+            f"{path.name} names no patient of {some_of(unknown)}: each counts as a "
             "patient of its own. If some are of one patient, the scores are too good."
         )
     names = tuple(sorted({row["label"] for row in labelled}))
@@ -203,17 +201,3 @@ def _split(path: Path, rows: Sequence[dict[str, str]]) -> Array:
             "both sides, or leave the column out."
         )
     return np.array([side == "test" for side in sides])
-
-
-def _told(names: Sequence[str]) -> str:
-    """Return the first few of many names."""
-    more = len(names) - TOLD
-    return ", ".join(names[:TOLD]) + (f" and {more} more" if more > 0 else "")
-
-
-def _have(names: Sequence[str]) -> str:
-    return "has" if len(names) == 1 else "have"
-
-
-def _are(names: Sequence[str]) -> str:
-    return "is" if len(names) == 1 else "are"

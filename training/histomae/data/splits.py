@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
+from histomae.data.words import some_are
 from histomae.errors import ConfigError, LabelError
 
 if TYPE_CHECKING:
@@ -46,14 +47,11 @@ def check_no_leak(train: Array, test: Array) -> None:
     LabelError
         Naming the first few.
     """
-    both = np.intersect1d(train, test).tolist()
+    both = [str(one) for one in np.intersect1d(train, test)]
     if both:
-        named = ", ".join(map(str, both[:3]))
-        more = f" and {len(both) - 3} more" if len(both) > 3 else ""
         raise LabelError(
-            f"{named}{more} {'is' if len(both) == 1 else 'are'} both trained on and "
-            "tested on, which makes scores too good. Put all slides of a patient on "
-            "one side."
+            f"{some_are(both)} both trained on and tested on, which makes scores too "
+            "good. Put all slides of a patient on one side."
         )
 
 

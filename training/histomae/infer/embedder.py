@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from histomae.config import POOLINGS
 from histomae.errors import ConfigError
 from histomae.infer.encoder import (
-    POOLINGS,
     TileEncoder,
     check_pooling,
     choose_attention,

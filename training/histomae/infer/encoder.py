@@ -43,7 +43,6 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
 #: How a tile's tokens become one vector.
-POOLINGS = ("class_token", "mean")
 
 
 def pick_device(name: str = "auto") -> torch.device:

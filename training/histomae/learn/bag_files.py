@@ -18,13 +18,13 @@ from histomae.events import Event, Note, Progress
 from histomae.exchange.bags import read_bag
 from histomae.exchange.features import find_features
 from histomae.files import write_beside
-from histomae.learn.bags import Bags
+from histomae.learn.bags import BagSource
 from histomae.learn.examples import GB, Examples
 from histomae.models.initial import RANDOM
 from histomae.models.slide_checkpoint import name_digits, read_slide_header
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from contextlib import ExitStack
     from pathlib import Path
 
@@ -68,8 +68,8 @@ class BagEntry:
     held_out: bool
 
 
-class BagFiles:
-    """Bags by number, from memory or from their files: a source of the loop.
+class BagFiles(BagSource):
+    """Bags from memory, or from their files.
 
     Parameters
     ----------
@@ -90,15 +90,6 @@ class BagFiles:
         """
         path, bag = self._files[number]
         return read_bag(path) if bag is None else bag
-
-    def stream(self, batches: Iterable[Indices]) -> Iterator[Bags | None]:
-        """Yield the bags of each batch of numbers, in order; never late."""
-        for batch in batches:
-            yield Bags(tuple(self.bag(number) for number in batch.tolist()))
-
-    def complaints(self, *, at_the_end: bool = False) -> list[str]:
-        """Return nothing: a file that cannot be read ends the training."""
-        return []
 
 
 def slide_bags(

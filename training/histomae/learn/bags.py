@@ -7,6 +7,7 @@ else, as for crops (:mod:`histomae.learn.augment`).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -40,20 +41,32 @@ class Bags:
         return replace(self, device=device)
 
 
-class BagMemory:
-    """Bags that are all in memory, by number: a source of the loop."""
+class BagSource(ABC):
+    """Bags by number: a source of the loop."""
 
-    def __init__(self, bags: Sequence[Bag]) -> None:
-        self._bags = tuple(bags)
+    @abstractmethod
+    def bag(self, number: int) -> Bag:
+        """Return a bag."""
 
     def stream(self, batches: Iterable[Indices]) -> Iterator[Bags | None]:
         """Yield the bags of each batch of numbers, in order; never late."""
         for batch in batches:
-            yield Bags(tuple(self._bags[number] for number in batch.tolist()))
+            yield Bags(tuple(self.bag(number) for number in batch.tolist()))
 
     def complaints(self, *, at_the_end: bool = False) -> list[str]:
-        """Return nothing: what is in memory can be read."""
+        """Return nothing: a bag that cannot be read ends the training."""
         return []
+
+
+class BagMemory(BagSource):
+    """Bags that are all in memory."""
+
+    def __init__(self, bags: Sequence[Bag]) -> None:
+        self._bags = tuple(bags)
+
+    def bag(self, number: int) -> Bag:
+        """Return a bag."""
+        return self._bags[number]
 
 
 def thinned(cells: Indices, numbers: Doubles) -> Indices:

@@ -163,14 +163,19 @@ def _from_breakhis(
     )
     stack.enter_context(reader)
     mpp = config.mpp or BREAKHIS_MPP * HEIGHT_PX / config.tile_px
-    patient = sets.patient
-    return replace(config, mpp=mpp), Examples(
+    return replace(config, mpp=mpp), _of_sets(sets, reader, mpp)
+
+
+def _of_sets(
+    sets: PictureSets, reader: PictureSetReader, mpp: float | None
+) -> Examples:
+    return Examples(
         source=reader,
         held_out=sets.held_out,
         region=np.arange(len(sets)),
         mpp=mpp,
         mpp_given=False,
-        patient=patient,
+        patient=sets.patient,
         present=sets.present,
     )
 
@@ -240,15 +245,7 @@ def _from_pictures(
         readers=config.readers,
     )
     stack.enter_context(reader)
-    return config, Examples(
-        source=reader,
-        held_out=sets.held_out,
-        region=np.arange(len(sets)),
-        mpp=None,
-        mpp_given=False,
-        patient=sets.patient,
-        present=sets.present,
-    )
+    return config, _of_sets(sets, reader, None)
 
 
 def _plain_sets(

@@ -31,7 +31,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from histomae.config import CONVOLUTIONS
 from histomae.errors import MemoryRanOutError, NotEnoughDataError, RunError
 from histomae.events import Event, Heartbeat, Note, Step
-from histomae.infer.encoder import choose_attention
+from histomae.infer.encoder import choose_attention, computing_in
 from histomae.learn.augment import epoch_order
 from histomae.learn.methods import Batch
 from histomae.learn.processes import part_of, summed
@@ -171,8 +171,7 @@ class Learner(nn.Module):
         ``encode``, return only what :attr:`Task.encode` does, under "".
         """
         device = next(self.model.parameters()).device
-        half = self._setting.config.precision == "bf16"
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with computing_in(self._setting.config.precision, device):
             if encode:
                 assert self._method.encode is not None
                 return {"": self._method.encode(self.model, inputs, self._setting)}

@@ -19,9 +19,6 @@ from scipy.cluster.vq import kmeans2
 Cells = np.ndarray[Any, np.dtype[np.int64]]
 Bins = np.ndarray[Any, np.dtype[np.uint8]]
 
-#: Tiles to an anchor: the paper's best for whole slides, and what suits regions of a
-#: few hundred tiles.
-TILES_PER_ANCHOR = {"slide": 144, "region": 18}
 DISTANCE_BINS = 64
 DIRECTION_BINS = 8
 #: Rounds of k-means, as published.

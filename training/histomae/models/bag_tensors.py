@@ -123,15 +123,11 @@ class BagTensors:
 
     def to(self, device: torch.device | str) -> BagTensors:
         """Return the batch on another device."""
-        return self._mapped(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pin_memory(self) -> BagTensors:
-        """Return the batch in memory that a GPU copies from by itself."""
-        return self._mapped(lambda tensor: tensor.pin_memory())
-
-    def _mapped(self, change: Any) -> BagTensors:
-        places = Places(**{k: change(v) for k, v in vars(self.places).items()})
-        return BagTensors(change(self.features), places)
+        places = {
+            k: v.to(device, non_blocking=True) for k, v in vars(self.places).items()
+        }
+        features = self.features.to(device, non_blocking=True)
+        return BagTensors(features, Places(**places))
 
 
 def batch_bags(bags: Sequence[PlacedBag]) -> BagTensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from histomae.config import POOLINGS
 from histomae.models.cnn import CNNS, CnnSpec, build_cnn, map_tokens
 from histomae.models.vit import EncoderSpec, build_encoder, encoder_spec
 
@@ -49,4 +50,4 @@ def pool(tokens: Tensor, pooling: str, num_prefix_tokens: int) -> Tensor:
 
 def poolings_of(spec: AnySpec) -> tuple[str, ...]:
     """Return how tokens may become a vector; the first unless asked otherwise."""
-    return ("mean",) if isinstance(spec, CnnSpec) else ("class_token", "mean")
+    return ("mean",) if isinstance(spec, CnnSpec) else POOLINGS

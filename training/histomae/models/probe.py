@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from scipy.special import softmax
 
+from histomae.config import POOLINGS
 from histomae.errors import CheckpointError
 from histomae.models import tensor_files as files
 from histomae.models.checkpoint import FORMAT, HEADER_KEY, PROBE_KEY, check_format
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from histomae.models.tensor_files import TensorFile
 
-POOLINGS = ("class_token", "mean")
 ARRAYS = ("mean", "std", "weight", "bias")
 
 
