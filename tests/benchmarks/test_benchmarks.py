@@ -33,13 +33,17 @@ def figures(process):
 
 
 @pytest.fixture
-def no_trainer_is_left():
-    """Check afterwards that no trainer of a benchmark is alive."""
+def no_trainer_is_left(tmp_path, monkeypatch):
+    """Check afterwards that no trainer of this test's benchmark is alive.
+
+    Other benchmarks may be running beside it, with trainers of their own.
+    """
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     yield
     lines = [
         " ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])
     ]
-    assert not [line for line in lines if "pretrain" in line and "benchmark-" in line]
+    assert not [line for line in lines if "pretrain" in line and str(tmp_path) in line]
 
 
 class TestOverlayAlignment:
