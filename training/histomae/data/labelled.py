@@ -68,6 +68,11 @@ class LabelledSet:
         return len(self.pictures)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Each picture's name, no two alike: its place below the root."""
+        return tuple(_place(picture, self.root) for picture in self.pictures)
+
+    @property
     def labels(self) -> Indices:
         """Each picture's class, int64 (n,)."""
         return np.array([picture.label for picture in self.pictures], np.int64)
@@ -86,3 +91,9 @@ class LabelledSet:
         """Return the set of these rows alone; the classes stay."""
         pictures = tuple(self.pictures[int(row)] for row in rows)
         return replace(self, pictures=pictures)
+
+
+def _place(picture: LabelledPicture, root: Path) -> str:
+    path = picture.path
+    inside = path.relative_to(root) if path.is_relative_to(root) else path
+    return inside.with_name(picture.name).as_posix()

@@ -140,3 +140,54 @@ def whole_groups(groups: Sequence[str], share: float, seed: int) -> Array:
             break
         out.add(str(name))
     return np.array([group in out for group in groups], bool)
+
+
+def stratified_share(
+    labels: Array, groups: Array, share: float, *, seed: int = 0
+) -> Array:
+    """Hold whole groups out, about this share of the rows of every class.
+
+    What is left keeps every class; what is held out has every class of several groups.
+    Of several orders of the groups the one is taken whose shares come closest.
+
+    Parameters
+    ----------
+    labels, groups
+        int (n,).
+    share
+        Of the rows, 0 to 1.
+
+    Returns
+    -------
+    bool (n,), True = held out.
+    """
+    classes, label = np.unique(labels, return_inverse=True)
+    names, group = np.unique(groups, return_inverse=True)
+    count = np.zeros((len(names), len(classes)), np.int64)
+    np.add.at(count, (group, label), 1)
+    wanted = share * count.sum(0)
+    best = np.zeros(len(names), bool)
+    least = np.inf
+    for attempt in range(ATTEMPTS):
+        out = _greedy(count, wanted, np.random.default_rng([seed, attempt]))
+        held = count[out].sum(0)
+        off = (np.abs(held - wanted) / count.sum(0)).sum() + (held == 0).sum()
+        if off < least:
+            best, least = out, off
+        if least < 0.01 * len(classes):
+            break
+    return best[group]
+
+
+def _greedy(count: Array, wanted: Array, rng: np.random.Generator) -> Array:
+    """Take groups, given their rows of each class, that are wanted or come closer."""
+    out = np.zeros(len(count), bool)
+    total = count.sum(0)
+    held = np.zeros_like(total)
+    for one in rng.permutation(len(count)):
+        rows = count[one]
+        first = ((rows > 0) & (held == 0)).any()
+        off, then = (np.abs(h - wanted) / total for h in (held, held + rows))
+        if (first or then.sum() < off.sum()) and (held + rows < total).all():
+            out[one], held = True, held + rows
+    return out
