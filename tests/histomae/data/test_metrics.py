@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
 from histomae.data.metrics import (
@@ -10,8 +11,22 @@ from histomae.data.metrics import (
     balanced_accuracy,
     bootstrap_auc,
     bootstrap_interval,
+    bootstrap_mean,
+    class_f1,
     confusion_matrix,
     macro_f1,
+    majority_vote,
+    mcnemar,
+    mean_and_std,
+    paired_bootstrap,
+    patient_level_accuracy,
+    patient_scores,
+    reliability,
+    sensitivity,
+    sign_flip,
+    soft_vote,
+    specificity,
+    weighted_f1,
 )
 
 
@@ -200,3 +215,168 @@ class TestAuc:
         labels, scores, _ = self.drawn(1)
         found = bootstrap_auc(labels, scores, groups=np.zeros(60))
         assert np.isnan(found).all()
+
+
+# More scores ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_f1_of_classes_and_weighted_equal_scikit_learns(seed):
+    labels, predicted, _ = drawn(seed)
+    matrix = confusion_matrix(labels, predicted, num_classes=5)
+    np.testing.assert_allclose(
+        class_f1(matrix), oracle.f1_score(labels, predicted, average=None)
+    )
+    assert weighted_f1(matrix) == pytest.approx(
+        oracle.f1_score(labels, predicted, average="weighted")
+    )
+
+
+def test_f1_of_a_class_that_is_nowhere_is_unknown_and_does_not_count():
+    matrix = confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), num_classes=3)
+    np.testing.assert_allclose(class_f1(matrix), [2 / 3, 2 / 3, np.nan])
+    assert weighted_f1(matrix) == pytest.approx(2 / 3)
+
+
+def test_sensitivity_is_of_class_one_and_specificity_of_class_zero():
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1]), np.array([0, 0, 0, 1, 1, 0])
+    matrix = confusion_matrix(labels, predicted, num_classes=2)
+    assert sensitivity(matrix) == pytest.approx(
+        oracle.recall_score(labels, predicted, pos_label=1)
+    )
+    assert specificity(matrix) == 3 / 4
+
+
+@pytest.mark.parametrize("average", ["macro", "micro", "weighted"])
+def test_auc_equals_scikit_learns(average):
+    labels, _, _ = drawn(2, count=80, classes=3)
+    rng = np.random.default_rng(0)
+    scores = rng.dirichlet(np.ones(3), size=80) + 0.4 * np.eye(3)[labels]
+    probabilities = scores / scores.sum(1, keepdims=True)
+    assert auc(labels, probabilities, average=average) == pytest.approx(
+        oracle.roc_auc_score(labels, probabilities, multi_class="ovr", average=average)
+    )
+
+
+def test_patient_and_image_level_accuracy_of_the_hand_table():
+    # One patient with 2 of 2 right, one with 1 of 4 (METHODS, section 10 E).
+    right = np.array([True, True, True, False, False, False])
+    patients = np.array(["a", "a", "b", "b", "b", "b"])
+    assert patient_level_accuracy(right, patients) == 0.625
+    assert right.mean() == 0.5
+    assert patient_scores(right, patients).tolist() == [1, 0.25]
+
+
+def test_mean_and_std_over_folds():
+    assert mean_and_std([1, 2, 3, np.nan]) == (2, 1)
+    mean, std = mean_and_std([4])
+    assert mean == 4
+    assert np.isnan(std)
+
+
+# Votes ---------------------------------------------------------------------------
+
+
+def test_votes_equal_a_plain_loop():
+    rng = np.random.default_rng(0)
+    picture = np.sort(np.r_[np.arange(12), rng.integers(12, size=60)])
+    probabilities = rng.dirichlet(np.ones(4), size=len(picture))
+    soft = soft_vote(probabilities, picture, 12)
+    hard = majority_vote(probabilities, picture, 12)
+    for one in range(12):
+        mine = probabilities[picture == one]
+        np.testing.assert_allclose(soft[one], mine.mean(0))
+        votes = [sum(row.argmax() == k for row in mine) for k in range(4)]
+        leading = [k for k in range(4) if votes[k] == max(votes)]
+        assert hard[one] == max(leading, key=lambda k: mine.mean(0)[k])
+
+
+def test_a_tie_goes_to_the_higher_mean_and_then_to_the_first():
+    picture = np.array([0, 0, 1, 1])
+    probabilities = np.array([[0.6, 0.4], [0.1, 0.9], [0.6, 0.4], [0.4, 0.6]])
+    # Of the first picture class 1 has the higher mean; of the second they are equal.
+    assert majority_vote(probabilities, picture, 2).tolist() == [1, 0]
+
+
+def test_every_patch_counts():
+    # One vote each for 1 and 0: that the first is not dropped shows in the tie.
+    probabilities = np.array([[0.2, 0.8], [0.7, 0.3]])
+    assert majority_vote(probabilities, np.zeros(2, int), 1).tolist() == [1]
+
+
+# Calibration ---------------------------------------------------------------------
+
+
+def test_the_calibration_error_equals_a_plain_loop():
+    labels, _, _ = drawn(0, classes=3)
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(3), size=len(labels))
+    table = reliability(labels, probabilities, bins=10)
+    sure, right = probabilities.max(1), probabilities.argmax(1) == labels
+    error = 0.0
+    for low in range(10):
+        inside = (sure > low / 10) & (sure <= (low + 1) / 10)
+        assert table.count[low] == inside.sum()
+        if inside.any():
+            apart = abs(right[inside].mean() - sure[inside].mean())
+            error += inside.mean() * apart
+    assert table.ece == pytest.approx(error)
+
+
+def test_certainty_that_is_always_right_is_calibrated():
+    labels = np.array([0, 1, 1])
+    assert reliability(labels, np.eye(2)[labels]).ece == 0
+    assert reliability(labels, np.eye(2)[1 - labels]).ece == 1
+
+
+# Tests of two ---------------------------------------------------------------------
+
+
+def test_mcnemar_equals_the_binomial_test():
+    labels = np.zeros(20, int)
+    one = np.r_[np.zeros(15, int), np.ones(5, int)]
+    other = np.r_[np.ones(12, int), np.zeros(8, int)]
+    # 12 only the first has right, 5 only the other.
+    assert mcnemar(labels, one, other) == pytest.approx(binomtest(12, 17).pvalue)
+    assert mcnemar(labels, one, one) == 1
+
+
+def test_sign_flip_of_a_few_patients_tries_all_signs():
+    # Of the 8 ways to put signs, 2 have a mean as far from 0.
+    assert sign_flip(np.array([0.2, 0.3, 0.1])) == pytest.approx(2 / 8)
+    assert sign_flip(np.zeros(4)) == 1
+
+
+def test_sign_flip_of_many_patients_is_close_to_all_signs():
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0.3, 1, 14)
+    exact = sign_flip(differences)
+    more = sign_flip(np.r_[differences, 0.0])  # a 0 changes nothing but the way
+    assert more == pytest.approx(exact, abs=0.02)
+
+
+def test_the_paired_bootstrap_sees_what_both_share():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(30), 6)
+    labels = rng.integers(2, size=180)
+    hard = np.repeat(rng.random(30) < 0.3, 6)  # patients that both get wrong
+    one = np.where(hard, 1 - labels, labels)
+    other = np.where(rng.random(180) < 0.15, 1 - one, one)
+    found = paired_bootstrap(labels, one, other, groups=patients, num_classes=2)
+    apart = [
+        oracle.balanced_accuracy_score(labels, one)
+        - oracle.balanced_accuracy_score(labels, other)
+    ]
+    assert found.value == pytest.approx(apart[0])
+    assert found.low < found.value < found.high
+    single = bootstrap_interval(labels, one, groups=patients, num_classes=2)
+    assert found.high - found.low < 0.7 * (single[1] - single[0])
+    assert 0 < found.p < 0.05
+    same = paired_bootstrap(labels, one, one, groups=patients, num_classes=2)
+    assert (same.value, same.low, same.high, same.p) == (0, 0, 0, 1)
+
+
+def test_the_interval_of_a_mean():
+    low, high = bootstrap_mean(np.array([0.0, 1.0] * 50))
+    assert low == pytest.approx(0.4, abs=0.03)
+    assert high == pytest.approx(0.6, abs=0.03)
+    assert np.isnan(bootstrap_mean(np.array([1.0]))).all()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from histomae.events import Event
     from histomae.learn.teach import LabelledSlide
+    from histomae.models.checkpoint import CheckpointHeader
 
 Array = np.ndarray[Any, Any]
 
@@ -36,12 +37,16 @@ PRETRAINED, UNTRAINED, COLOUR = "pretrained", "untrained", "colour histogram"
 NAMES = {UNTRAINED: "the untrained encoder", COLOUR: "the colour histogram"}
 
 
-def untrained_like(encoder: TileEncoder, *, seed: int = 0) -> TileEncoder:
-    """Return an encoder of the same shape with its initial weights, on its device."""
-    header = replace(encoder.header, decoder=None, step=0)
+def untrained(header: CheckpointHeader, *, seed: int = 0) -> Checkpoint:
+    """Return an encoder of the same shape with its initial weights."""
+    header = replace(header, decoder=None, step=0)
     generator = torch.Generator().manual_seed(seed)
-    fresh = build(header.encoder, generator=generator)
-    return TileEncoder(Checkpoint(header, fresh.state_dict()), encoder.device)
+    return Checkpoint(header, build(header.encoder, generator=generator).state_dict())
+
+
+def untrained_like(encoder: TileEncoder, *, seed: int = 0) -> TileEncoder:
+    """Return :func:`untrained` as an encoder of tiles, on the same device."""
+    return TileEncoder(untrained(encoder.header, seed=seed), encoder.device)
 
 
 def what_pretraining_brought(

@@ -60,6 +60,7 @@ class Stream(IntEnum):
     ANCHORS = 5
     PAIR = 6
     CHANGE = 7
+    MIX = 8
 
 
 def uniforms(

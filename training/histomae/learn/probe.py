@@ -182,6 +182,27 @@ def fit_linear(
     return _fit(model, features, labels, num_classes, c=c, chosen=bool(inner))
 
 
+def fit_validated(
+    features: Array, labels: Array, *, train: Array, val: Array, num_classes: int
+) -> Generator[Event, None, LinearFit]:
+    """Fit as :func:`fit_linear` to some rows, L2 chosen on others.
+
+    Parameters
+    ----------
+    features
+        float (M, D).
+    labels
+        int (M,).
+    train, val
+        int, row indices; without a row to validate on, L2 is the default.
+    """
+    c = DEFAULT_C
+    if len(val):
+        c = yield from _choose_c(features, labels, ((train, val),), num_classes)
+    x, y = features[train], labels[train]
+    return _fit(_solver(), x, y, num_classes, c=c, chosen=bool(len(val)))
+
+
 def _choose_c(
     features: Array,
     labels: Array,

@@ -1,0 +1,319 @@
+"""What is compared: the encoders of the user, and baselines that they must beat."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import timm
+import torch
+
+from histomae.errors import CheckpointError, ConfigError, HistomaeError
+from histomae.evaluate.baselines import colour_histogram
+from histomae.evaluate.transfer import COLOUR, UNTRAINED, untrained
+from histomae.events import Event, Note
+from histomae.infer.embedder import EncoderChoice, ForeignTileEncoder
+from histomae.infer.encoder import TileEncoder, pick_device, pick_precision
+from histomae.learn.runs import RunFolder
+from histomae.models.checkpoint import (
+    Checkpoint,
+    current_versions,
+    encoder_from,
+    load_checkpoint,
+)
+from histomae.models.classifier import OWN, Network
+from histomae.models.foreign import ForeignEncoder, foreign_encoder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping, Sequence
+
+    from histomae.data.tiling import Tiling
+
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+OURS, FOREIGN, IMAGENET = "encoder", "foreign encoder", "ImageNet"
+#: The weights that stand for ImageNet: supervised, ViT-S/16.
+IMAGENET_SOURCE = "timm:vit_small_patch16_224.augreg_in21k_ft_in1k"
+#: Tiles that are computed at a time, by device.
+BATCHES = {"cpu": 32}
+GPU_BATCH = 256
+#: Of a baseline without an encoder to go by.
+TILE_PX = 224
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Candidate:
+    """One row of the table: what turns tiles into features, or is trained on them."""
+
+    name: str
+    kind: str
+    """encoder, foreign encoder, untrained, ImageNet, or colour histogram."""
+    identity: str
+    """Hash of its weights, and of how it makes a vector."""
+    tile_px: int
+    mpp: float | None
+    """µm per pixel of the tiles that it was trained on; None: unknown."""
+    embed: Callable[[Pixels], Floats]
+    """From tiles, uint8 (N, tile_px, tile_px, 3), to float32 (N, D); in eval mode."""
+    network: Callable[[], Network] | None = None
+    """Makes a fresh copy of the encoder, to be fine-tuned; None: nothing to train."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """For the report, as JSON."""
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is there only to be beaten."""
+        return self.kind in (UNTRAINED, IMAGENET, COLOUR)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Which candidates are compared, as a person says it."""
+
+    encoders: tuple[str, ...]
+    """Checkpoints, run folders, ``timm:NAME``, or ``ARCHITECTURE=FILE`` for a file of
+    weights of a timm model."""
+    imagenet: str | None = IMAGENET_SOURCE
+    """Said as an encoder of other people; None: left out."""
+    untrained: bool = True
+    colour: bool = True
+    pooling: str | None = None
+    """class_token, mean, or own for encoders of other people; None: each its first."""
+    mpp: float | None = None
+    """Of the tiles of other people's encoders, µm per pixel."""
+    device: str = "auto"
+    precision: str = "f32"
+    seed: int = 0
+
+
+def open_candidates(
+    asked: Compared,
+) -> Generator[Event, None, tuple[Candidate, ...]]:
+    """Load what is compared; no two have one name, the user's encoders come first.
+
+    The ImageNet baseline is left out with a note where it cannot be loaded, and the
+    untrained one where no encoder is ours.
+
+    Raises
+    ------
+    ConfigError
+        If no encoder is named, or one does not fit.
+    CheckpointError, DownloadError
+        If one cannot be loaded.
+    """
+    if not asked.encoders:
+        raise ConfigError(
+            "encoder", "none is given. Name a checkpoint, a run folder or timm:NAME."
+        )
+    found: list[Candidate] = []
+    fresh: dict[Any, Candidate] = {}
+    for source in asked.encoders:
+        yield Note(f"loading {source}")
+        opened = _loaded(source)
+        found.append(_candidate(opened, asked))
+        if isinstance(opened, Named) and asked.untrained:
+            start = untrained(opened.checkpoint.header, seed=asked.seed)
+            shape = start.header.encoder
+            fresh[shape] = _candidate(Named(UNTRAINED, start), asked, kind=UNTRAINED)
+    found += fresh.values()
+    if asked.imagenet is not None:
+        try:
+            opened = _loaded(asked.imagenet)
+            named = replace(_candidate(opened, asked), name=IMAGENET, kind=IMAGENET)
+            found.append(named)
+        except HistomaeError as error:
+            yield Note(f"The ImageNet baseline is left out: {error}")
+    if asked.colour:
+        found.append(colour_candidate(found[0].tile_px, mpp=found[0].mpp))
+    return _named_apart(found)
+
+
+class Named(NamedTuple):
+    """A checkpoint of ours, and what it is called in a table."""
+
+    name: str
+    checkpoint: Checkpoint
+
+
+def _loaded(source: str) -> Named | ForeignEncoder:
+    """Load an encoder as a person names it."""
+    architecture, equals, file = source.partition("=")
+    if equals and timm.is_model(architecture):
+        return foreign_encoder(file, architecture=architecture)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = RunFolder(path).last
+        if not path.exists():
+            raise CheckpointError(
+                f"{source} holds no checkpoint. Give a run folder whose training has "
+                "saved one, or a file."
+            )
+    if EncoderChoice(source=str(path)).is_ours:
+        return Named(_short_name(path), load_checkpoint(path))
+    return foreign_encoder(source)
+
+
+def _candidate(
+    loaded: Named | ForeignEncoder, asked: Compared, *, kind: str = OURS
+) -> Candidate:
+    device = pick_device(asked.device)
+    precision = pick_precision(asked.precision, device)
+    if isinstance(loaded, Named):
+        name, checkpoint = loaded
+        encoder = TileEncoder(checkpoint, device, precision=precision)
+        return ours(name, checkpoint, encoder, pooling=asked.pooling, kind=kind)
+    return _foreign(loaded, asked, device, precision)
+
+
+def ours(
+    name: str,
+    checkpoint: Checkpoint,
+    encoder: TileEncoder,
+    *,
+    pooling: str | None = None,
+    kind: str = OURS,
+) -> Candidate:
+    """Return a candidate for an encoder of ours."""
+    header = checkpoint.header
+    chosen = pooling if pooling in encoder.poolings else encoder.poolings[0]
+
+    def network() -> Network:
+        return Network(
+            module=encoder_from(checkpoint.encoder_only()),
+            tile_px=header.tile_px,
+            mean=header.mean,
+            std=header.std,
+            width=encoder.width,
+            pooling="mean" if pooling is None else chosen,
+        )
+
+    return Candidate(
+        name=name,
+        kind=kind,
+        identity=f"{encoder.encoder_id}-{chosen}-{encoder.precision}",
+        tile_px=header.tile_px,
+        mpp=header.mpp,
+        embed=lambda tiles: encoder.embed(tiles, pooling=chosen),
+        network=network,
+        facts={
+            "id": encoder.encoder_id,
+            "architecture": header.architecture,
+            "method": header.method,
+            "mask_ratio": header.mask_ratio,
+            "step": header.step,
+            "tile_px": header.tile_px,
+            "mpp": header.mpp,
+            "pooling": chosen,
+            "width": encoder.width,
+            "config_hash": header.config_hash,
+        },
+    )
+
+
+def _short_name(path: Path) -> str:
+    """Return the name of a checkpoint for a table: that of its run, if it is of one."""
+    return path.parents[1].name if path.parent.name == "checkpoints" else path.stem
+
+
+def _foreign(
+    foreign: ForeignEncoder, asked: Compared, device: torch.device, precision: str
+) -> Candidate:
+    encoder = ForeignTileEncoder(
+        foreign, mpp=asked.mpp or 1.0, device=device, precision=precision
+    )
+    pooling = asked.pooling
+    chosen = pooling if pooling and pooling in encoder.poolings else OWN
+
+    def network() -> Network:
+        return Network(
+            module=copy.deepcopy(foreign.model),
+            tile_px=foreign.tile_px,
+            mean=foreign.mean,
+            std=foreign.std,
+            width=foreign.width,
+            pooling=chosen,
+        )
+
+    return Candidate(
+        name=foreign.name,
+        kind=FOREIGN,
+        identity=f"{foreign.encoder_id}-{chosen}-{precision}",
+        tile_px=foreign.tile_px,
+        mpp=asked.mpp,
+        embed=lambda tiles: encoder.embed(tiles, pooling=chosen),
+        network=network,
+        facts={
+            "id": foreign.encoder_id,
+            "architecture": foreign.name,
+            "tile_px": foreign.tile_px,
+            "mpp": asked.mpp,
+            "pooling": chosen,
+            "width": foreign.width,
+        },
+    )
+
+
+def colour_candidate(tile_px: int = TILE_PX, *, mpp: float | None = None) -> Candidate:
+    """Return the colour histogram of tiles, which knows nothing but colours."""
+    told = f"{COLOUR} 8 bins {tile_px}"
+    return Candidate(
+        name=COLOUR,
+        kind=COLOUR,
+        identity=hashlib.sha256(told.encode()).hexdigest()[:16],
+        tile_px=tile_px,
+        mpp=mpp,
+        embed=colour_histogram,
+        facts={"bins": 8, "tile_px": tile_px, "mpp": mpp},
+    )
+
+
+def _named_apart(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """Give candidates of one name numbers."""
+    counts, seen = Counter(one.name for one in found), Counter[str]()
+    named = []
+    for one in found:
+        seen[one.name] += 1
+        number = f" {seen[one.name]}" if counts[one.name] > 1 else ""
+        named.append(replace(one, name=f"{one.name}{number}"))
+    return tuple(named)
+
+
+def tiling_for(candidate: Candidate, tiling: Tiling) -> Tiling:
+    """Return the rule for a candidate: where it asks for its µm per pixel, with them.
+
+    Raises
+    ------
+    ConfigError
+        If the candidate does not know them.
+    """
+    if tiling.how != "mpp" or tiling.mpp is not None:
+        return tiling
+    if candidate.mpp is None:
+        raise ConfigError(
+            "mpp",
+            f"{candidate.name} does not know it. Give --mpp, or choose --tiles whole.",
+        )
+    return replace(tiling, mpp=candidate.mpp)
+
+
+def batch_size() -> int:
+    """Return how many tiles are computed at a time."""
+    return BATCHES["cpu"] if not torch.cuda.is_available() else GPU_BATCH
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a score depends on."""
+    import sklearn
+
+    return {
+        **current_versions(),
+        "numpy": np.__version__,
+        "scikit-learn": sklearn.__version__,
+    }

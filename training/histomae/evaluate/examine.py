@@ -1,0 +1,443 @@
+"""An evaluation from a data set and candidates to tables, trial by trial.
+
+Each finished trial is a file, so that whatever ends the work, the same call goes on
+with what is left. What is examined, and how, is written down before the first trial;
+another call on the same folder must ask for the same.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from histomae.errors import ConfigError, NotEnoughDataError, RunError
+from histomae.evaluate.candidates import versions
+from histomae.evaluate.features import compute_features
+from histomae.evaluate.lessons import Lesson, teacher_for, trial_of
+from histomae.evaluate.protocols import Settings, tiling_of
+from histomae.evaluate.scores import verdicts, write_tables
+from histomae.evaluate.trial_files import (
+    load_trial,
+    save_evaluation,
+    save_trial,
+    short_hash,
+    trial_path,
+)
+from histomae.evaluate.trials import Evaluation
+from histomae.events import Event, Heartbeat, Note, Progress, Step
+from histomae.files import write_beside
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
+
+    from histomae.data.labelled import LabelledPicture, LabelledSet
+    from histomae.data.tiling import Tiling
+    from histomae.evaluate.candidates import Candidate
+    from histomae.evaluate.features import Features
+    from histomae.evaluate.lessons import Taught, Teacher
+    from histomae.evaluate.protocols import Job, Protocol, Schedule
+    from histomae.evaluate.trials import Trial
+
+Array = np.ndarray[Any, Any]
+
+ASKED = "asked.json"
+#: Of larger sets no features are kept for the map.
+MOST_EMBEDDED = 20_000
+#: Of fewer patients on the test side the intervals say little.
+FEW_PATIENTS = 10
+
+
+def data_hash(data: LabelledSet) -> str:
+    """Return a hash of what a data set holds: names, labels, patients, sizes of files.
+
+    16 hexadecimal digits; the same wherever the folder lies.
+    """
+    rows = [
+        [
+            name,
+            picture.label,
+            picture.patient,
+            picture.side,
+            picture.mpp,
+            _bytes(picture),
+        ]
+        for name, picture in zip(data.names, data.pictures, strict=True)
+    ]
+    return short_hash([data.classes.names, rows])
+
+
+def _bytes(picture: LabelledPicture) -> int:
+    try:
+        return int(picture.path.stat().st_size)
+    except OSError:  # reading it will say what is wrong
+        return -1
+
+
+@dataclass(frozen=True, eq=False)
+class _Examination:
+    """What all trials have in common."""
+
+    protocol: Protocol
+    data: LabelledSet
+    candidates: tuple[Candidate, ...]
+    out: Path
+    settings: Settings
+    tiling: Tiling
+    schedule: Schedule
+    asked: dict[str, Any]
+
+    @property
+    def plan(self) -> str:
+        """Hash of all that a trial depends on, besides its candidate and its fold."""
+        return short_hash({k: v for k, v in self.asked.items() if k != "candidates"})
+
+    def path(self, candidate: Candidate, job: Job) -> Path:
+        """Return the file of a trial."""
+        return trial_path(
+            self.out,
+            candidate=candidate.name,
+            identity=candidate.identity,
+            setting=self.setting(candidate, job),
+            fold=job.fold,
+            plan=self.plan,
+        )
+
+    def setting(self, candidate: Candidate, job: Job) -> dict[str, str | float]:
+        return {**self.protocol.setting_of(candidate), **job.setting}
+
+    def teacher(self, candidate: Candidate) -> Teacher:
+        return teacher_for(self.protocol.teacher or self.settings.teacher, candidate)
+
+
+def evaluate(
+    protocol: Protocol,
+    data: LabelledSet,
+    candidates: Sequence[Candidate],
+    out: Path,
+    settings: Settings | None = None,
+    *,
+    notes: Sequence[str] = (),
+) -> Generator[Event, None, Evaluation]:
+    """Examine candidates on a data set, and write what came of it into a folder.
+
+    Parameters
+    ----------
+    out
+        Written are ``asked.json`` first, ``trials/``, ``features/`` and ``split.json``
+        on the way, and at the end ``evaluation.json`` and the tables. Trials that are
+        there already are kept.
+    notes
+        Sentences to stand in the report, such as on a baseline that is left out.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds another evaluation: it names what differs.
+    NotEnoughDataError
+        If there is too little to split or to teach.
+    DataSetError
+        If a picture cannot be read.
+    """
+    settings = settings or Settings()
+    data = protocol.prepare(data)
+    protocol.check(candidates)
+    tiling = tiling_of(protocol, settings, data, candidates)
+    schedule = protocol.jobs(data, settings)
+    _check_classes(data, schedule)
+    asked = _asked(protocol, data, candidates, settings, tiling, schedule)
+    exam = _Examination(
+        protocol, data, tuple(candidates), out, settings, tiling, schedule, asked
+    )
+    _begin(out, asked)
+    schedule.split.save(out / "split.json")
+    yield Note(f"{data.name}: {len(data)} pictures, {tiling}")
+    said = (*data.notes, *schedule.notes, *protocol.notes, *notes)
+    yield from map(Note, (*data.notes, *schedule.notes))
+    trials, files = yield from _all_trials(exam)
+    evaluation = Evaluation(
+        protocol=protocol.name,
+        data=data,
+        trials=tuple(trials),
+        facts=_facts(exam),
+        notes=(*said, *_caveats(exam)),
+        embedding=(yield from _embedding(exam)),
+        published=protocol.rows(data.name),
+    )
+    evaluation = replace(evaluation, notes=(*evaluation.notes, *verdicts(evaluation)))
+    write_tables(out, evaluation)
+    save_evaluation(out, evaluation, files)
+    return evaluation
+
+
+def _check_classes(data: LabelledSet, schedule: Schedule) -> None:
+    """Refuse a schedule without anything to teach or to test."""
+    if not schedule.jobs:
+        raise NotEnoughDataError(
+            f"{data.name} leaves no fold to teach. Add pictures of other patients."
+        )
+    for job in schedule.jobs:
+        if len(np.unique(data.labels[job.train])) < 2:
+            raise NotEnoughDataError(
+                f"Fold {job.fold + 1} of {data.name} teaches fewer than two classes. "
+                "Choose fewer folds, or add pictures of other patients."
+            )
+
+
+# What is asked, written down -----------------------------------------------------
+
+
+def _asked(
+    protocol: Protocol,
+    data: LabelledSet,
+    candidates: Sequence[Candidate],
+    settings: Settings,
+    tiling: Tiling,
+    schedule: Schedule,
+) -> dict[str, Any]:
+    """Return all that decides on the trials, as JSON."""
+    told = {
+        "protocol": protocol.name,
+        "data": data_hash(data),
+        "tiles": str(tiling),
+        "split": schedule.split.hash,
+        "settings": _plain(settings),
+        "candidates": {one.name: one.identity for one in candidates},
+    }
+    found: dict[str, Any] = json.loads(json.dumps(told))
+    return found
+
+
+def _plain(settings: Settings) -> dict[str, Any]:
+    """Return the settings as JSON; how pictures become tiles is told apart."""
+    told = asdict(settings)
+    for name in ("tiling", "split"):
+        told.pop(name)
+    told["fine_tuning"].pop("device")
+    return told
+
+
+def _begin(out: Path, asked: dict[str, Any]) -> None:
+    """Write down what is asked, or check that it was asked before.
+
+    Candidates may be added or left out; one of the same name must be the same.
+    """
+    path = out / ASKED
+    if path.exists():
+        try:
+            before = json.loads(path.read_text("utf-8"))
+            kept = dict(before["candidates"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path} cannot be read ({error}). Choose another folder."
+            ) from error
+        differing = [
+            f"{name} was {_short(before.get(name))}, now {_short(value)}"
+            for name, value in asked.items()
+            if name not in ("candidates", "settings") and before.get(name) != value
+        ]
+        differing += _differing(before.get("settings", {}), asked["settings"])
+        differing += [
+            f"{name} has other weights or another pooling"
+            for name, identity in asked["candidates"].items()
+            if kept.get(name, identity) != identity
+        ]
+        if differing:
+            raise ConfigError(
+                "out",
+                f"{out} holds another evaluation: {'; '.join(differing)}. Ask for the "
+                "same to go on with it, or choose another folder.",
+            )
+        asked["candidates"] = kept | asked["candidates"]
+    with write_beside(path) as beside:
+        beside.write_text(json.dumps(asked, indent=1) + "\n", "utf-8")
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} was {_short(before.get(name))}, now {_short(value)}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+
+
+def _short(value: Any) -> str:
+    told = str(value)
+    return told if len(told) <= 60 else f"{told[:57]}..."
+
+
+# Trials --------------------------------------------------------------------------
+
+
+def _all_trials(
+    exam: _Examination,
+) -> Generator[Event, None, tuple[list[Trial], list[Path]]]:
+    """Make the trials that are not there yet; return all, and their files."""
+    jobs = exam.schedule.jobs
+    todo = [(one, job) for one in exam.candidates for job in jobs]
+    files = [exam.path(*each) for each in todo]
+    there = sum(path.exists() for path in files)
+    if there:
+        yield Note(f"{there} of {len(todo)} trials were finished before and are kept.")
+    clock = _Clock(len(todo) - there)
+    trials: list[Trial] = []
+    features: Features | None = None
+    whose: Candidate | None = None
+    for number, ((candidate, job), path) in enumerate(zip(todo, files, strict=True)):
+        if path.exists():
+            trials.append(load_trial(path))
+            continue
+        teacher = exam.teacher(candidate)
+        if whose is not candidate:
+            whose, features = candidate, None
+            if not teacher.on_pixels:
+                features = yield from _features(exam, candidate)
+        lesson = Lesson(
+            candidate=candidate,
+            data=exam.data,
+            tiling=exam.tiling,
+            train=job.train,
+            val=job.val,
+            test=job.test,
+            seed=job.seed,
+            features=features,
+            fine_tuning=exam.settings.fine_tuning,
+        )
+        what = f"trial {number + 1} of {len(todo)}, {candidate.name}"
+        taught = yield from clock.timed(what, teacher.teach(lesson))
+        trial = trial_of(
+            lesson,
+            taught,
+            setting=exam.setting(candidate, job),
+            fold=job.fold,
+            teacher=teacher,
+        )
+        save_trial(path, trial)
+        trials.append(load_trial(path))
+    yield Progress("trials", len(todo), len(todo))
+    return trials, files
+
+
+def _features(
+    exam: _Examination, candidate: Candidate
+) -> Generator[Event, None, Features]:
+    found = yield from compute_features(
+        exam.data,
+        candidate,
+        exam.tiling,
+        exam.out / "features",
+        data_id=exam.asked["data"],
+    )
+    return found if exam.tiling.votes else found.averaged()
+
+
+class _Clock:
+    """Tells how much time is left of all trials, by those that were made."""
+
+    def __init__(self, trials: int) -> None:
+        self._left, self._took = trials, 0.0
+        self._made = 0
+
+    def timed(
+        self, what: str, work: Generator[Event, None, Taught]
+    ) -> Generator[Event, None, Taught]:
+        """Run the work of a trial, its steps told as progress."""
+        begin = time.monotonic()
+        yield Progress(what, 0, 1, seconds_left=self._seconds(0.0, 0.0))
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as stop:
+                taught: Taught = stop.value
+                break
+            if isinstance(event, Step):
+                share = event.step / event.total_steps
+                left = self._seconds(share, time.monotonic() - begin)
+                yield Progress(what, event.step, event.total_steps, seconds_left=left)
+            elif isinstance(event, Progress):
+                yield replace(event, seconds_left=self._seconds(0.0, 0.0))
+            else:
+                yield event if isinstance(event, Note) else Heartbeat()
+        self._took += time.monotonic() - begin
+        self._made, self._left = self._made + 1, self._left - 1
+        return taught
+
+    def _seconds(self, share: float, took: float) -> float | None:
+        """Return the time left, given the share of this trial that is done."""
+        if not self._made and not share:
+            return None
+        each = (self._took + took) / (self._made + share)
+        return each * (self._left - share)
+
+
+def _embedding(exam: _Examination) -> Generator[Event, None, dict[str, Array]]:
+    """Return features of all pictures by candidate, where they were computed anyway."""
+    if len(exam.data) > MOST_EMBEDDED:
+        return {}
+    found = {}
+    for candidate in exam.candidates:
+        if not exam.teacher(candidate).on_pixels:
+            features = yield from compute_features(
+                exam.data,
+                candidate,
+                exam.tiling,
+                exam.out / "features",
+                data_id=exam.asked["data"],
+            )
+            found[candidate.name] = features.averaged().values
+    return found
+
+
+# What stands above the report ----------------------------------------------------
+
+
+def _facts(exam: _Examination) -> dict[str, Any]:
+    data, split = exam.data, exam.schedule.split
+    return {
+        "protocol": exam.protocol.about,
+        "teacher": exam.protocol.teacher or exam.settings.teacher,
+        "candidates": {
+            one.name: {"kind": one.kind, "hash": one.identity, **one.facts}
+            for one in exam.candidates
+        },
+        "tiles": str(exam.tiling),
+        "seed": exam.settings.seed,
+        "data hash": exam.asked["data"],
+        "split": split.kind,
+        "split hash": split.hash,
+        "settings hash": short_hash(exam.asked["settings"]),
+        "settings": exam.asked["settings"],
+        "pictures": len(data),
+        "patients": len(set(data.patients.tolist())),
+        "folds": [
+            {
+                side: {
+                    "pictures": len(rows),
+                    "patients": len(np.unique(data.patients[rows])),
+                }
+                for side, rows in fold.sides
+            }
+            for fold in split.folds
+        ],
+        "versions": versions(),
+    }
+
+
+def _caveats(exam: _Examination) -> list[str]:
+    """Say what the numbers do not show."""
+    data = exam.data
+    tested = np.concatenate([job.test for job in exam.schedule.jobs])
+    patients = len(np.unique(data.patients[tested]))
+    told = []
+    if patients < FEW_PATIENTS:
+        told.append(
+            f"{patients} patients were tested on: intervals over so few are too "
+            "narrow to trust, and differences of a few percent mean nothing."
+        )
+    if any(not len(job.val) for job in exam.schedule.jobs):
+        told.append("Nothing was chosen by validation: C is 1, the epoch the last.")
+    return told
