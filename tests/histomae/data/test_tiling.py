@@ -37,7 +37,7 @@ def test_patches_are_those_of_the_papers(size, patch, overlap, count):
 def test_a_patch_is_resampled_to_the_encoders_tile():
     tiles = Tiling(how="patches", patch_px=64).cut(picture(128, 128), 32)
     assert tiles.shape == (4, 32, 32, 3)
-    assert tiles[0, 16, 16, 0] == pytest.approx(33, abs=1)
+    assert int(tiles[0, 16, 16, 0]) == pytest.approx(33, abs=1)
 
 
 def test_whole_squeezes_and_fit_keeps_the_shape():
@@ -52,7 +52,7 @@ def test_at_a_pixel_size_a_tile_shows_as_many_micrometres_of_any_picture():
     rule = Tiling(how="mpp", mpp=0.5)
     fine = rule.cut(picture(256, 256), 64, mpp=0.25)
     assert fine.shape == (4, 64, 64, 3)
-    assert fine[1, 0, 0, 0] == pytest.approx(128, abs=2)
+    assert int(fine[1, 0, 0, 0]) == pytest.approx(128, abs=2)
     assert rule.cut(picture(256, 256), 64, mpp=0.5).shape[0] == 16
 
 
@@ -64,16 +64,14 @@ def test_a_picture_smaller_than_a_tile_is_mirrored():
 
 def test_nothing_is_upsampled_and_the_picture_is_named():
     one = LabelledPicture(path=Path("a.png"), label=0, patient="p", mpp=0.5)
-    with pytest.raises(UpsamplingError, match="a.png"):
+    with pytest.raises(UpsamplingError, match=r"a\.png"):
         tiles_of(Tiling(how="mpp", mpp=0.25), one, picture(64, 64), 32)
 
 
 @pytest.mark.parametrize("mpp", [None, 0.5])
 def test_unknown_pixel_sizes_are_asked_for(mpp):
     with pytest.raises(ConfigError, match="does not know"):
-        Tiling(how="mpp", mpp=mpp).cut(
-            picture(64, 64), 32, mpp=None if mpp else 0.5
-        )
+        Tiling(how="mpp", mpp=mpp).cut(picture(64, 64), 32, mpp=None if mpp else 0.5)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,12 @@ import numpy as np
 from histomae.data.tiling import tiles_of
 from histomae.errors import RunError
 from histomae.evaluate.candidates import batch_size, tiling_for
-from histomae.evaluate.trial_files import DAMAGE, save_arrays, short_hash
+from histomae.evaluate.trial_files import (
+    DAMAGE,
+    load_arrays,
+    save_arrays,
+    short_hash,
+)
 from histomae.events import Event, Heartbeat, Progress
 
 if TYPE_CHECKING:
@@ -103,8 +108,7 @@ def compute_features(
 def _kept(path: Path, rows: Indices) -> Features | None:
     """Return what a file holds; None where there is none, or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = Features(file["values"], file["picture"])
+        found = Features(**load_arrays(path))
     except DAMAGE:
         return None
     whole = np.array_equal(np.unique(found.picture), rows)

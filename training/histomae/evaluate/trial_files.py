@@ -92,8 +92,7 @@ def load_trial(path: Path) -> Trial:
         If the file is none; it names the file.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = load_arrays(path)
         plain = json.loads(arrays.pop("json").tobytes())
         if plain.pop("histomae_trial") != VERSION:
             raise ValueError("another version of the program wrote it")
@@ -112,6 +111,12 @@ def save_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     """Write arrays beside ``path`` and rename them."""
     with write_beside(path) as beside, beside.open("wb") as file:
         np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+
+
+def load_arrays(path: Path) -> dict[str, Array]:
+    """Read what :func:`save_arrays` wrote; raises one of ``DAMAGE`` where it cannot."""
+    with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
 
 
 def save_evaluation(folder: Path, evaluation: Evaluation, files: list[Path]) -> Path:
@@ -224,5 +229,5 @@ def _read(picture: LabelledPicture) -> Array:
 
 
 def _embedding(path: Path, names: list[str]) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[str(number)] for number, name in enumerate(names)}
+    arrays = load_arrays(path)
+    return {name: arrays[str(number)] for number, name in enumerate(names)}

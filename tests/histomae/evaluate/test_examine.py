@@ -1,0 +1,480 @@
+"""Tests of an examination: from drawn pictures to tables, trial by trial."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from histomae.data.classes import ClassSet
+from histomae.data.labelled import LabelledPicture, LabelledSet
+from histomae.data.pictures import read_picture
+from histomae.data.tiling import Tiling
+from histomae.errors import ConfigError, DownloadError, NotEnoughDataError
+from histomae.evaluate import candidates as candidates_module
+from histomae.evaluate.candidates import Compared, open_candidates
+from histomae.evaluate.examine import data_hash, evaluate
+from histomae.evaluate.features import compute_features
+from histomae.evaluate.lessons import Lesson, Taught, Teacher, trial_of
+from histomae.evaluate.protocols import PROTOCOLS, Settings, tiling_of, transfer
+from histomae.evaluate.scores import MAIN, compare, lines, scores
+from histomae.evaluate.trial_files import load_evaluation
+from histomae.events import Note, Progress, result_of
+from histomae.learn.finetune import FineTuning
+
+#: Pictures of each class of each patient.
+EACH = 2
+NAMES = ("smooth", "striped", "spotted")
+
+
+def drawn(root, *, patients=6, name="drawn", seed=0, wide=64):
+    """A set whose classes differ in arrangement, and not at all in colour."""
+    rng = np.random.default_rng(seed)
+    pictures = []
+    for patient in range(patients):
+        for label, kind in enumerate(NAMES):
+            for number in range(EACH):
+                pixels = rng.integers(90, 130, (wide, wide, 3))
+                y, x = np.mgrid[:wide, :wide]
+                if kind == "striped":
+                    pixels += 60 * (((x + number) // 4 % 2) * 2 - 1)[..., None]
+                if kind == "spotted":
+                    pixels += 60 * (((x // 4 + y // 4) % 2) * 2 - 1)[..., None]
+                path = root / f"{patient}-{kind}-{number}.png"
+                path.parent.mkdir(exist_ok=True, parents=True)
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
+                pictures.append(
+                    LabelledPicture(path=path, label=label, patient=f"p{patient}")
+                )
+    return LabelledSet(
+        name=name,
+        root=root,
+        classes=ClassSet.of(NAMES),
+        pictures=tuple(pictures),
+        read=lambda picture: read_picture(picture.path),
+    )
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    return drawn(tmp_path_factory.mktemp("drawn"))
+
+
+@pytest.fixture
+def compared(write_checkpoint):
+    """Our encoder, the untrained one and colour, on the CPU."""
+    asked = Compared(encoders=(str(write_checkpoint()),), imagenet=None, device="cpu")
+    return result_of(open_candidates(asked))
+
+
+TILES = Tiling(how="patches", patch_px=32, votes=True)
+QUICK = Settings(
+    folds=3,
+    runs=2,
+    draws=2,
+    fractions=(0.2, 1.0),
+    tiling=Tiling(how="whole"),
+    fine_tuning=FineTuning(
+        epochs=2, warmup_epochs=1, batch_size=8, device="cpu", base_lr=1e-2
+    ),
+)
+
+
+def run(work):
+    """Run long work; return its events and its result."""
+    events = []
+    while True:
+        try:
+            events.append(next(work))
+        except StopIteration as stop:
+            return events, stop.value
+
+
+# Candidates ----------------------------------------------------------------------
+
+
+def test_the_table_has_baselines_below_our_encoder(compared):
+    kinds = [candidate.kind for candidate in compared]
+    assert kinds == ["encoder", "untrained", "colour histogram"]
+    assert compared[0].name == "last"
+    assert compared[0].identity != compared[1].identity
+    assert compared[0].facts["mask_ratio"] == 0.75
+
+
+def test_imagenet_is_left_out_with_a_note_where_it_cannot_be_loaded(
+    write_checkpoint, monkeypatch
+):
+    def offline(source, **how):
+        raise DownloadError("no connection. Check it.")
+
+    monkeypatch.setattr(candidates_module, "foreign_encoder", offline)
+    asked = Compared(encoders=(str(write_checkpoint()),), device="cpu")
+    events, found = run(open_candidates(asked))
+    assert "ImageNet" not in [candidate.kind for candidate in found]
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert any("ImageNet" in note and "no connection" in note for note in notes)
+
+
+def test_encoders_of_one_name_are_numbered(write_checkpoint, tmp_path):
+    first = write_checkpoint()
+    (tmp_path / "other").mkdir()
+    second = tmp_path / "other" / "last.safetensors"
+    second.write_bytes(first.read_bytes())
+    asked = Compared(
+        encoders=(str(first), str(second)), imagenet=None, colour=False, device="cpu"
+    )
+    found = result_of(open_candidates(asked))
+    assert [one.name for one in found] == ["last 1", "last 2", "untrained"]
+
+
+# Features ------------------------------------------------------------------------
+
+
+def test_features_are_those_of_each_picture_and_computed_once(data, compared, tmp_path):
+    ours = compared[0]
+    found = result_of(
+        compute_features(data, ours, TILES, tmp_path, data_id=data_hash(data))
+    )
+    assert len(found.values) == 4 * len(data)  # 64 px hold four patches of 32
+    for row in (0, 7, len(data) - 1):
+        tiles = TILES.cut(data.read(data.pictures[row]), 32)
+        np.testing.assert_allclose(
+            found.values[found.picture == row], ours.embed(tiles), atol=1e-5
+        )
+
+    def never(tiles):
+        raise AssertionError("computed again")
+
+    again = result_of(
+        compute_features(
+            data, replace(ours, embed=never), TILES, tmp_path, data_id=data_hash(data)
+        )
+    )
+    np.testing.assert_array_equal(found.values, again.values)
+    values, place = found.of(np.array([5, 2]))
+    np.testing.assert_array_equal(place, [0] * 4 + [1] * 4)
+    np.testing.assert_array_equal(values[4:], found.values[found.picture == 2])
+    np.testing.assert_allclose(
+        found.averaged().values[5], values[:4].mean(0), atol=1e-6
+    )
+
+
+# Protocols -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """Trials of each candidate, with QUICK and three folds."""
+    return {
+        "linear": 3,
+        "knn": 3,
+        "sgd-probe": 3,
+        "finetune": 3,
+        "few-label": 3 * (2 + 1),
+    }
+
+
+@pytest.mark.parametrize("name", ["linear", "knn", "sgd-probe", "few-label"])
+def test_a_protocol_tests_every_picture_of_every_row(
+    name, data, compared, tmp_path, expected
+):
+    evaluation = result_of(
+        evaluate(PROTOCOLS[name], data, compared, tmp_path / "out", QUICK)
+    )
+    by_candidate = {one.name: [] for one in compared}
+    for trial in evaluation.trials:
+        by_candidate[trial.candidate].append(trial)
+        train = trial.trained
+        assert 0 < train < len(data)
+        np.testing.assert_allclose(trial.probabilities.sum(1), 1)
+        patients = set(data.patients[trial.tested])
+        assert len(trial.tested) == len(patients) * len(NAMES) * EACH
+    assert {len(t) for t in by_candidate.values()} == {expected[name]}
+    tested = np.concatenate([t.tested for t in by_candidate["last"]])
+    assert set(tested.tolist()) == set(range(len(data)))
+
+
+def test_features_tell_arrangements_apart_and_colour_does_not(data, compared, tmp_path):
+    evaluation = result_of(
+        evaluate(PROTOCOLS["linear"], data, compared, tmp_path / "out", QUICK)
+    )
+    reached = {
+        score.candidate: score.mean
+        for score in scores(evaluation)
+        if score.name == MAIN
+    }
+    assert reached["last"] > 0.8
+    assert reached["untrained"] > 0.8  # a random network sees edges too
+    found = compare(evaluation, "last", "colour histogram")
+    assert found.difference.value == pytest.approx(
+        reached["last"] - reached["colour histogram"], abs=0.1
+    )
+    assert lines(evaluation)[1].startswith("last")
+    said = " ".join(evaluation.notes)
+    assert "patients were tested on" in said
+
+
+def test_an_encoder_that_does_not_beat_colour_is_told(tmp_path, compared):
+    folder = tmp_path / "set"
+    data = drawn(folder)
+    for picture in data.pictures:  # now colour says it all
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        pixels[..., picture.label] = 200
+        Image.fromarray(pixels).save(picture.path)
+    evaluation = result_of(
+        evaluate(PROTOCOLS["linear"], data, compared, tmp_path / "out", QUICK)
+    )
+    assert any(
+        "last does not beat" in note and "colour histogram" in note
+        for note in evaluation.notes
+    )
+
+
+def test_patches_vote(data, compared, tmp_path):
+    evaluation = result_of(
+        evaluate(
+            PROTOCOLS["linear"],
+            data,
+            compared[:1],
+            tmp_path / "out",
+            replace(QUICK, tiling=TILES),
+        )
+    )
+    trial = evaluation.trials[0]
+    assert len(trial.patch_picture) == 4 * len(trial.tested)
+    for place in range(len(trial.tested)):
+        mine = trial.patch_probabilities[trial.patch_picture == place]
+        np.testing.assert_allclose(np.exp(trial.logits[place]), mine.mean(0), atol=1e-9)
+    names = {score.name for score in scores(evaluation)}
+    assert {"accuracy (majority vote)", "accuracy of patches"} <= names
+
+
+def test_fine_tuning_trains_what_can_be_trained(data, compared, tmp_path):
+    evaluation = result_of(
+        evaluate(PROTOCOLS["finetune"], data, compared, tmp_path / "out", QUICK)
+    )
+    taught = {t.candidate: t.chosen["taught by"] for t in evaluation.trials}
+    assert taught == {
+        "last": "finetune",
+        "untrained": "finetune",
+        "colour histogram": "linear",
+    }
+    assert all(t.chosen["epoch"] in (1, 2) for t in evaluation.trials[:6])
+
+
+def test_probing_leaves_the_encoder_as_it_was(data, write_checkpoint, tmp_path):
+    asked = Compared(
+        encoders=(str(write_checkpoint()),), imagenet=None, colour=False, device="cpu"
+    )
+    seen = []
+    original = candidates_module.TileEncoder
+
+    class Watched(original):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            seen.append(self)
+
+        def embed(self, tiles, **how):
+            assert not self._encoder.training
+            return super().embed(tiles, **how)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(candidates_module, "TileEncoder", Watched)
+        found = result_of(open_candidates(asked))
+
+    def hashes():
+        return [
+            {k: v.numpy().tobytes() for k, v in one._encoder.state_dict().items()}
+            for one in seen
+        ]
+
+    before = hashes()
+    assert len(before) == 2
+    for name in ("linear", "knn", "finetune"):
+        out = tmp_path / name
+        result_of(evaluate(PROTOCOLS[name], data, found, out, QUICK))
+    assert hashes() == before
+
+
+def test_the_leaderboard_is_run_several_times(data, compared, tmp_path, monkeypatch):
+    from histomae.evaluate import lessons
+
+    few = replace(lessons.LEADERBOARD, steps=30)
+    monkeypatch.setattr(lessons, "LEADERBOARD", few)
+    evaluation = result_of(
+        evaluate(PROTOCOLS["leaderboard"], data, compared[:1], tmp_path / "out", QUICK)
+    )
+    assert [t.setting for t in evaluation.trials] == [{"run": 0}, {"run": 1}]
+    first, second = evaluation.trials
+    assert not np.array_equal(first.probabilities, second.probabilities)
+    (main,) = [one for one in scores(evaluation) if one.name == MAIN]
+    assert main.repeats == 2
+
+
+def test_transfer_teaches_on_one_set_and_tests_on_the_other(data, compared, tmp_path):
+    other = drawn(tmp_path / "other", name="other", patients=3, seed=1)
+    both, protocol = transfer(data, other)
+    evaluation = result_of(
+        evaluate(protocol, both, compared[:1], tmp_path / "out", QUICK)
+    )
+    across = [t for t in evaluation.trials if t.setting["taught on"] == "drawn"]
+    fresh = [t for t in evaluation.trials if t.setting["taught on"] == "other"]
+    (one,) = across
+    assert set(one.tested) == set(range(len(data), len(both)))
+    assert set(np.concatenate([t.tested for t in fresh])) == set(one.tested)
+    assert one.trained > 0.7 * len(data)
+    # The same patient number is another patient in another set.
+    assert not set(both.patients[: len(data)]) & set(both.patients[len(data) :])
+
+
+def test_transfer_between_other_classes_is_a_fresh_layer_only(data, tmp_path):
+    other = replace(
+        drawn(tmp_path / "other", name="other", patients=3),
+        classes=ClassSet.of(["a", "b", "c"]),
+    )
+    found, protocol = transfer(data, other)
+    assert found is other
+    assert "other classes" in protocol.notes[-1]
+    jobs = protocol.jobs(found, QUICK).jobs
+    assert {job.setting["taught on"] for job in jobs} == {"other"}
+
+
+def test_a_sweep_needs_encoders_that_differ(data, compared, tmp_path):
+    with pytest.raises(ConfigError, match="different mask ratios"):
+        result_of(evaluate(PROTOCOLS["mask-ratio"], data, compared, tmp_path, QUICK))
+    other = replace(
+        compared[0], name="less", facts={**compared[0].facts, "mask_ratio": 0.5}
+    )
+    evaluation = result_of(
+        evaluate(
+            PROTOCOLS["mask-ratio"],
+            data,
+            (compared[0], other, compared[2]),
+            tmp_path,
+            QUICK,
+        )
+    )
+    ratios = {t.candidate: dict(t.setting) for t in evaluation.trials}
+    assert ratios["last"] == {"mask ratio": 0.75}
+    assert ratios["less"] == {"mask ratio": 0.5}
+    assert ratios["colour histogram"] == {}
+
+
+def test_tiles_at_the_encoders_pixel_size_where_all_know_it(data, compared):
+    def rule(mpp):
+        pictures = tuple(replace(one, mpp=mpp) for one in data.pictures)
+        known = replace(data, pictures=pictures)
+        settings = replace(QUICK, tiling=None)
+        return tiling_of(PROTOCOLS["linear"], settings, known, compared)
+
+    assert rule(0.25) == Tiling(how="mpp", mpp=1.0)
+    assert rule(2.0).how == "whole"  # would be up-sampled
+    assert rule(None).how == "whole"
+
+
+# Resuming, and the same again ------------------------------------------------------
+
+
+def test_two_evaluations_leave_the_same_tables(data, compared, tmp_path):
+    for name in ("one", "two"):
+        result_of(evaluate(PROTOCOLS["linear"], data, compared, tmp_path / name, QUICK))
+    for file in ("scores.csv", "trials.csv", "predictions.csv", "tests.csv"):
+        first = (tmp_path / "one" / file).read_bytes()
+        assert first == (tmp_path / "two" / file).read_bytes()
+        assert first.count(b"\n") > 2
+    first, second = (
+        (tmp_path / name / "evaluation.json").read_bytes() for name in ("one", "two")
+    )
+    assert first == second
+
+
+def test_what_is_broken_off_goes_on_with_what_is_finished(data, compared, tmp_path):
+    out = tmp_path / "out"
+    work = evaluate(PROTOCOLS["linear"], data, compared, out, QUICK)
+    while len(list(out.glob("trials/*.npz"))) < 4:
+        next(work)
+    work.close()
+    kept = {p.name: p.stat().st_mtime_ns for p in out.glob("trials/*.npz")}
+    events, evaluation = run(evaluate(PROTOCOLS["linear"], data, compared, out, QUICK))
+    notes = [event.text for event in events if isinstance(event, Note)]
+    assert f"{len(kept)} of 9 trials were finished before and are kept." in notes
+    for name, written in kept.items():
+        assert (out / "trials" / name).stat().st_mtime_ns == written
+    whole = result_of(
+        evaluate(PROTOCOLS["linear"], data, compared, tmp_path / "whole", QUICK)
+    )
+    for one, other in zip(evaluation.trials, whole.trials, strict=True):
+        np.testing.assert_array_equal(one.probabilities, other.probabilities)
+    loaded = load_evaluation(out)
+    assert lines(loaded) == lines(evaluation)
+    moves = [event for event in events if isinstance(event, Progress)]
+    assert any(event.seconds_left is not None for event in moves)
+
+
+def test_another_evaluation_in_the_folder_is_refused_and_named(
+    data, compared, write_checkpoint, tmp_path
+):
+    out = tmp_path / "out"
+    result_of(evaluate(PROTOCOLS["linear"], data, compared, out, QUICK))
+
+    def refused(words, **changes):
+        asked = {
+            "protocol": PROTOCOLS["linear"],
+            "data": data,
+            "candidates": compared,
+            "out": out,
+            "settings": QUICK,
+            **changes,
+        }
+        with pytest.raises(ConfigError, match=words):
+            result_of(evaluate(**asked))
+
+    refused("protocol was linear", protocol=PROTOCOLS["knn"])
+    refused("data was", data=data.among(np.arange(len(data) - 1)))
+    refused("tiles was", settings=replace(QUICK, tiling=TILES))
+    refused("seed was 0, now 1", settings=replace(QUICK, seed=1))
+    other = write_checkpoint(seed=5)
+    asked = Compared(encoders=(str(other),), imagenet=None, device="cpu")
+    refused("last has other weights", candidates=result_of(open_candidates(asked)))
+    # One more candidate is no other evaluation.
+    more = (*compared, replace(compared[0], name="more", identity="0"))
+    result_of(evaluate(PROTOCOLS["linear"], data, more, out, QUICK))
+    assert len(json.loads((out / "asked.json").read_text())["candidates"]) == 4
+
+
+def test_too_few_patients_are_told(data, compared, tmp_path):
+    one = data.among(np.flatnonzero(data.patients == "p0"))
+    with pytest.raises(NotEnoughDataError):
+        result_of(evaluate(PROTOCOLS["linear"], one, compared, tmp_path, QUICK))
+
+
+# From answers to a trial ---------------------------------------------------------
+
+
+def test_answers_that_are_too_sure_are_softened_by_validation(data, compared):
+    lesson = Lesson(
+        candidate=compared[0],
+        data=data,
+        tiling=QUICK.tiling,
+        train=np.arange(6),
+        val=np.arange(6, 18),
+        test=np.arange(18, 24),
+        seed=0,
+    )
+    rng = np.random.default_rng(0)
+    wrong = rng.permutation(12) < 4
+    truth = np.where(wrong, (data.labels[lesson.val] + 1) % 3, data.labels[lesson.val])
+    sure = 20.0 * np.eye(3)
+    taught = Taught(
+        test=sure[data.labels[lesson.test]],
+        test_place=np.arange(6),
+        val=sure[truth],
+        val_place=np.arange(12),
+    )
+    teacher = Teacher(name="t", about="", teach=lambda lesson: iter(()))
+    trial = trial_of(lesson, taught, setting={}, fold=0, teacher=teacher)
+    assert trial.chosen["temperature"] > 2
+    sharp = torch.softmax(torch.from_numpy(trial.logits), 1).numpy().max()
+    assert trial.probabilities.max() < sharp
