@@ -92,7 +92,7 @@ def load_trial(path: Path) -> Trial:
         If the file is none; it names the file.
     """
     try:
-        arrays = load_arrays(path)
+        arrays: dict[str, Any] = load_arrays(path)
         plain = json.loads(arrays.pop("json").tobytes())
         if plain.pop("histomae_trial") != VERSION:
             raise ValueError("another version of the program wrote it")

@@ -23,7 +23,7 @@ from histomae.learn.choosing import BestEpoch
 from histomae.learn.loop import LARS_MOMENTUM, LARS_TRUST, Plan, fit
 from histomae.learn.methods import Objective, Setting, Task
 from histomae.learn.processes import join
-from histomae.learn.schedule import REFERENCE_BATCH
+from histomae.learn.schedule import REFERENCE_BATCH, parameter_groups
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -191,10 +191,12 @@ def _per_batch(settings: HeadFit, per_step: int) -> float:
 
 
 def _optimizer(model: nn.Module, settings: HeadFit) -> torch.optim.Optimizer:
-    weights = list(model.parameters())
-    if settings.optimizer == "lars":
-        return Lars(weights, lr=0.0, momentum=LARS_MOMENTUM, trust_coeff=LARS_TRUST)
-    return torch.optim.AdamW(weights, lr=0.0, weight_decay=0.0)
+    if settings.optimizer != "lars":
+        return torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=0.0)
+    matrices, rest = parameter_groups(model, 0.0)
+    # Without decay timm's trusts no weight unless told to; MAE's trusts matrices.
+    groups = [{**matrices, "always_adapt": True}, rest]
+    return Lars(groups, lr=0.0, momentum=LARS_MOMENTUM, trust_coeff=LARS_TRUST)
 
 
 def _inputs(labels: torch.Tensor, batch: Batch, setting: Setting) -> Inputs:

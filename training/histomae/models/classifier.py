@@ -118,18 +118,19 @@ def layer_groups(
 ) -> list[dict[str, Any]]:
     """Return an optimizer's groups: the deeper a layer, the faster it learns.
 
-    ``lr_scale`` of the head and the last norms is 1, of block k of depth n
+    ``lr_scale`` of the head and its norm is 1, of block k of depth n, from 0,
     ``layer_decay ** (n - k)``, of the patch embedding and the tokens
-    ``layer_decay ** (n + 1)`` (Bao et al., BEiT). Biases, norms and tokens do not
-    decay.
+    ``layer_decay ** (n + 1)`` (Bao et al., BEiT); the encoder's last norm learns with
+    the last block, as timm has it. Biases, norms and tokens do not decay.
     """
     encoder = model.encoder
     tokens = encoder.no_weight_decay() if hasattr(encoder, "no_weight_decay") else ()
     groups = param_groups_layer_decay(
         encoder, weight_decay, no_weight_decay_list=tokens, layer_decay=layer_decay
     )
+    below = [{**one, "lr_scale": layer_decay * one["lr_scale"]} for one in groups]
     return [
-        *groups,
+        *below,
         {"params": [model.head.weight], "weight_decay": weight_decay, "lr_scale": 1.0},
         {
             "params": [*model.norm.parameters(), model.head.bias],
