@@ -14,14 +14,18 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from histomae.data.classes import ClassSet
+from histomae.data.labelled import LabelledPicture, LabelledSet
+from histomae.data.layouts import Kind, find_named, read_file
 from histomae.data.picture_sets import PictureSets
+from histomae.data.small_sets import BENIGN_MALIGNANT
 from histomae.data.splits import whole_groups
-from histomae.data.words import some_are
-from histomae.errors import DataSetError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from histomae.data.classes import Color
 
 #: From the coarsest.
 MAGNIFICATIONS = (40, 100, 200, 400)
@@ -95,32 +99,16 @@ def read_breakhis(root: Path) -> BreakHis:
     DataSetError
         If there is none named as in BreakHis.
     """
-    known: dict[str, Picture] = {}
-    odd: list[str] = []
-    twice: list[str] = []
-    for path in sorted(root.rglob("*.png")):
-        picture = _picture(path)
-        if picture is None:
-            odd.append(path.name)
-        elif path.name in known:
-            twice.append(path.name)
-        else:
-            known[path.name] = picture
-    if not known:
-        raise DataSetError(
-            f"{root} holds no picture named as in BreakHis, such as {EXAMPLE}. Choose "
-            "the folder BreaKHis_v1."
-        )
-    notes = []
-    if odd:
-        notes.append(
-            f"{some_are(odd)} left out: not named as in BreakHis ({EXAMPLE}), or of a "
-            "subtype or magnification that it does not have."
-        )
-    if twice:
-        notes.append(f"{some_are(twice)} left out: there is another one of that name.")
-    pictures = tuple(known[name] for name in sorted(known))
-    return BreakHis(root, pictures, (*notes, *_doubts(pictures)))
+    pictures, notes = find_named(
+        root,
+        _picture,
+        of="BreakHis",
+        example=EXAMPLE,
+        choose="the folder BreaKHis_v1",
+        or_else=", or of a subtype or magnification that it does not have",
+        suffixes=(".png",),
+    )
+    return BreakHis(root, tuple(pictures), (*notes, *_doubts(pictures)))
 
 
 def _picture(path: Path) -> Picture | None:
@@ -192,3 +180,87 @@ def picture_sets(
         f"{len(set(cases))} patients."
     )
     return sets, note
+
+
+# ---- as labelled pictures
+
+#: Benign ones from blue to green, malignant ones from yellow to red.
+COLORS: tuple[Color, ...] = (
+    *((0, 114, 178), (86, 180, 233), (120, 94, 180), (0, 158, 115)),
+    *((213, 94, 0), (240, 228, 66), (204, 121, 167), (150, 20, 40)),
+)
+SUBTYPE_SET = ClassSet(tuple(SUBTYPES), COLORS, tuple(SUBTYPES.values()))
+_AT = ("", *(f"@{magnification}" for magnification in MAGNIFICATIONS))
+TASKS = {
+    f"{name}{at}": classes
+    for name, classes in (("subtype", SUBTYPE_SET), ("binary", BENIGN_MALIGNANT))
+    for at in _AT
+}
+_COUNTS = {
+    "A": (114, 113, 111, 106),
+    "F": (253, 260, 264, 237),
+    "PT": (109, 121, 108, 115),
+    "TA": (149, 150, 140, 130),
+    "DC": (864, 903, 896, 788),
+    "LC": (156, 170, 163, 137),
+    "MC": (205, 222, 196, 169),
+    "PC": (145, 142, 135, 138),
+}
+
+
+def read_labelled(root: Path, task: str) -> LabelledSet:
+    """Find the pictures for a task, such as ``subtype``, or ``binary@200``: at 200x."""
+    name, _, magnification = task.partition("@")
+    tree = read_breakhis(root)
+    wanted = {int(magnification)} if magnification else set(MAGNIFICATIONS)
+    return LabelledSet(
+        name="BreakHis",
+        root=root,
+        classes=TASKS[task],
+        pictures=tuple(
+            LabelledPicture(
+                path=picture.path,
+                label=int(picture.is_malignant)
+                if name == "binary"
+                else list(SUBTYPES).index(picture.subtype),
+                patient=picture.case,
+                slide=picture.slide,
+                mpp=MPP[picture.magnification],
+            )
+            for picture in tree.pictures
+            if picture.magnification in wanted
+        ),
+        read=read_file,
+        notes=tree.notes,
+    )
+
+
+def _part(data: LabelledSet, picture: LabelledPicture) -> str:
+    """Return the subtype and magnification of a picture."""
+    magnification = next(m for m, mpp in MPP.items() if mpp == picture.mpp)
+    return f"{data.classes.names[picture.label]} {magnification}x"
+
+
+KIND = Kind(
+    name="breakhis",
+    title="BreakHis, breast tumours at four magnifications",
+    tasks=TASKS,
+    layout="The folder BreaKHis_v1.",
+    recognises=is_breakhis,
+    read=read_labelled,
+    disk_gb=4,
+    counts={
+        f"{subtype} {magnification}x": number
+        for subtype, numbers in _COUNTS.items()
+        for magnification, number in zip(MAGNIFICATIONS, numbers, strict=True)
+    },
+    part=_part,
+    citation=(
+        "Spanhol et al., A dataset for breast cancer histopathological image "
+        "classification. IEEE TBME 63, 2016. doi:10.1109/TBME.2015.2496264"
+    ),
+    address=(
+        "https://web.inf.ufpr.br/vri/databases/"
+        "breast-cancer-histopathological-database-breakhis"
+    ),
+)

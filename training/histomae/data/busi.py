@@ -15,19 +15,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from histomae.data.alike import groups_alike
+from histomae.data.classes import ClassSet
+from histomae.data.labelled import LabelledPicture, LabelledSet
+from histomae.data.layouts import PAPERS, Kind, read_file
 from histomae.data.pictures import (
     TOLD_EVERY,
     grey_of,
     read_picture,
     sector_box,
+    unreadable,
     whole_square,
 )
+from histomae.data.small_sets import BENIGN, MALIGNANT
 from histomae.data.words import TOLD, some_are
 from histomae.errors import DataSetError
-from histomae.events import Event, Progress
+from histomae.events import Event, Progress, result_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Iterable, Sequence
     from pathlib import Path
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -211,3 +217,76 @@ def _equal(groups: Sequence[Sequence[Picture]]) -> str:
     some = [" = ".join(p.path.stem for p in one) for one in groups[:TOLD]]
     more = f"; and {len(groups) - TOLD} more" if len(groups) > TOLD else ""
     return "; ".join(some) + more
+
+
+# ---- as labelled pictures
+
+_COLORS = {"benign": BENIGN, "malignant": MALIGNANT, "normal": (0, 158, 115)}
+TASKS = {
+    "3-classes": ClassSet(CLASSES, tuple(_COLORS.values())),
+    "benign-malignant": ClassSet(CLASSES[:2], (BENIGN, MALIGNANT)),
+}
+OFFICIAL = {"benign": 437, "malignant": 210, "normal": 133}
+
+
+def read_labelled(root: Path, task: str) -> LabelledSet:
+    """Find the pictures, and look at them: those that look alike count as a patient.
+
+    One that cannot be read counts as a patient of its own.
+    """
+    busi = read_busi(root)
+    classes = TASKS[task]
+    kept = [p for p in busi.pictures if p.class_name in classes.names]
+    paths = [picture.path for picture in kept]
+    bad: Iterable[Path] = ()
+    try:
+        group = result_of(groups_alike(paths))
+    except DataSetError:
+        bad = result_of(unreadable(paths))
+        kept = [picture for picture in kept if picture.path not in bad]
+        group = result_of(groups_alike([picture.path for picture in kept]))
+    seen = Busi(root, tuple(kept), ())
+    patient = {p.path: f"like {int(g)}" for p, g in zip(kept, group, strict=True)}
+    return LabelledSet(
+        name="BUSI",
+        root=root,
+        classes=classes,
+        pictures=tuple(
+            LabelledPicture(
+                path=picture.path,
+                label=classes.names.index(picture.class_name),
+                patient=patient.get(picture.path, picture.path.stem),
+            )
+            for picture in busi.pictures
+            if picture.class_name in classes.names
+        ),
+        read=read_file,
+        notes=(*busi.notes, *doubts(seen, group)),
+    )
+
+
+KIND = Kind(
+    name="busi",
+    title="BUSI, breast ultrasound",
+    tasks=TASKS,
+    layout="The folder Dataset_BUSI_with_GT.",
+    recognises=is_busi,
+    read=read_labelled,
+    disk_gb=0.3,
+    counts=OFFICIAL,
+    names=frozenset(
+        f"{name} ({number}).png"
+        for name, total in OFFICIAL.items()
+        for number in range(1, total + 1)
+    ),
+    besides=PAPERS + r"|.*_mask(_\d+)?\.png",
+    citation=(
+        "Al-Dhabyani et al., Dataset of breast ultrasound images. Data in Brief 28, "
+        "2020. doi:10.1016/j.dib.2019.104863"
+    ),
+    address="https://doi.org/10.1016/j.dib.2019.104863",
+    flaws=(
+        "BUSI names no patients, and holds pictures twice, some under two classes: "
+        "those that look alike count as a patient. Its pictures have no micrometres.",
+    ),
+)

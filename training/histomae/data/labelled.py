@@ -38,6 +38,8 @@ class LabelledPicture:
     """µm per pixel; None where that is not known."""
     side: str = ""
     """Of the official split: train, val or test; empty where there is none."""
+    box_l0: tuple[float, float, float, float] | None = None
+    """Its corners (x0, y0, x1, y1) on the slide, level-0 pixels; None: not told."""
     row: int | None = None
     """Its place in a container of many; None: the file is the picture."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,10 +15,11 @@ from histomae.errors import DataSetError
 from histomae.events import Event, Note, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Sequence
+    from collections.abc import Callable, Generator, Iterable, Sequence
     from pathlib import Path
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Item = TypeVar("Item")
 
 #: What Pillow has been seen to raise on damaged files.
 READ_ERRORS = (
@@ -46,6 +47,7 @@ def read_picture(path: Path) -> Pixels:
     """
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of what it then refuses
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
                 return np.asarray(picture.convert("RGB"))
@@ -174,27 +176,37 @@ def middle_square(picture: Pixels, side_px: int) -> Pixels:
     return np.asarray(square.resize((side_px, side_px), Image.Resampling.BICUBIC))
 
 
+def unreadable(
+    paths: Sequence[Item], *, read: Callable[[Any], Pixels] = read_picture
+) -> Generator[Event, None, dict[Item, DataSetError]]:
+    """Look into every picture; return those that cannot be read, and why."""
+    bad = {}
+    for number, path in enumerate(paths):
+        if number % TOLD_EVERY == 0:
+            yield Progress("looking at pictures", number, len(paths))
+        try:
+            read(path)
+        except DataSetError as error:
+            bad[path] = error
+    yield Progress("looking at pictures", len(paths), len(paths))
+    return bad
+
+
 def readable(
-    paths: Sequence[Path], *, skip_unreadable: bool
-) -> Generator[Event, None, frozenset[Path]]:
-    """Look into every file; return those that can be read.
+    paths: Sequence[Item],
+    *,
+    skip_unreadable: bool,
+    read: Callable[[Any], Pixels] = read_picture,
+) -> Generator[Event, None, frozenset[Item]]:
+    """Look into every picture; return those that can be read.
 
     Raises
     ------
     DataSetError
         If one cannot, unless they should be skipped: then a note names them.
     """
-    bad: list[DataSetError] = []
-    good = set()
-    for number, path in enumerate(paths):
-        if number % TOLD_EVERY == 0:
-            yield Progress("looking at pictures", number, len(paths))
-        try:
-            read_picture(path)
-            good.add(path)
-        except DataSetError as error:
-            bad.append(error)
-    yield Progress("looking at pictures", len(paths), len(paths))
+    found = yield from unreadable(paths, read=read)
+    bad = list(found.values())
     if bad:
         which = f"{len(bad)} of {len(paths)} pictures cannot be read"
         if not skip_unreadable:
@@ -204,4 +216,4 @@ def readable(
         more = f" and {len(bad) - TOLD} more" if len(bad) > TOLD else ""
         reasons = "; ".join(str(error).partition(". ")[0] for error in bad[:TOLD])
         yield Note(f"{which} and are left out: {reasons}{more}.")
-    return frozenset(good)
+    return frozenset(paths) - frozenset(found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.data.splits import check_no_leak
+from histomae.data.tables import check_columns, read_csv
 from histomae.data.words import is_or_are, some_have, some_of
 from histomae.errors import LabelError, NotEnoughDataError
 
@@ -149,34 +149,9 @@ def read_slide_labels(path: str | os.PathLike[str]) -> SlideLabels:
 
 def _rows(path: Path) -> tuple[list[dict[str, str]], set[str]]:
     """Return the rows, every cell stripped, and the columns' names in small letters."""
-    try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LabelError(
-            f"{path} cannot be read ({error}). Give a CSV file in UTF-8."
-        ) from error
-    first = text.partition("\n")[0]
-    semicolons = first.count(";") > first.count(",")
-    reader = csv.DictReader(
-        text.splitlines(), delimiter=";" if semicolons else ",", restval=""
-    )
-    columns = {(name or "").strip().lower() for name in reader.fieldnames or ()}
-    for wanted in ("slide", "label"):
-        if wanted not in columns:
-            raise LabelError(
-                f"{path.name} has no column {wanted!r}. Begin it with the line "
-                "'slide,patient,label'."
-            )
-    rows = [
-        {"patient": ""}
-        | {
-            (name or "").strip().lower(): cell.strip()
-            for name, cell in row.items()
-            if isinstance(cell, str)
-        }
-        for row in reader
-    ]
-    rows = [row for row in rows if row["slide"]]
+    rows, columns = read_csv(path)
+    check_columns(path, columns, ("slide", "label"), "slide,patient,label")
+    rows = [{"patient": ""} | row for row in rows if row["slide"]]
     seen: set[str] = set()
     for row in rows:
         if row["slide"] in seen:
