@@ -267,7 +267,7 @@ def make_evaluation():
         **more,
     ) -> Evaluation:
         random = np.random.default_rng(seed)
-        skill = skill or {"micro": 2.5, "untrained": 0.5, "colour": 1.0}
+        skill = skill or {"micro": 2.5, "untrained": 0.5, "colour histogram": 1.0}
         kinds, pictures = len(names), []
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(6 * patients):
@@ -321,7 +321,15 @@ def make_evaluation():
                 )
         said = {
             "protocol": "probe",
-            "facts": {"encoder": {"id": "0123456789abcdef", "mpp": 0.5}, "seed": 0},
+            "facts": {
+                "candidates": {
+                    name: {"kind": name if place else "encoder", "hash": f"{place:016}"}
+                    for place, name in enumerate(skill)
+                },
+                "tiles": "whole, 0.5 µm/px",
+                "split hash": "0123456789abcdef",
+                "seed": 0,
+            },
             "leaks": (),
             "notes": ("Nothing is known of other scanners.",),
             "published": (

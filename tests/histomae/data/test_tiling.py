@@ -71,9 +71,7 @@ def test_nothing_is_upsampled_and_the_picture_is_named():
 @pytest.mark.parametrize("mpp", [None, 0.5])
 def test_unknown_pixel_sizes_are_asked_for(mpp):
     with pytest.raises(ConfigError, match="does not know"):
-        Tiling(how="mpp", mpp=mpp).cut(
-            picture(64, 64), 32, mpp=None if mpp else 0.5
-        )
+        Tiling(how="mpp", mpp=mpp).cut(picture(64, 64), 32, mpp=None if mpp else 0.5)
 
 
 @pytest.mark.parametrize(

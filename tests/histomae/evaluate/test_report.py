@@ -128,7 +128,7 @@ def test_tables_hold_the_numbers_of_a_plain_loop(evaluation, page):
     labels = evaluation.data.labels
     tables = [t for t in page.tables if t[0][:2] == ["Candidate", "Trials"]]
     assert len(tables) == 2
-    column = tables[1][0].index("Accuracy")
+    column = tables[1][0].index("accuracy")
     for row in tables[1][1:]:
         each = [
             np.mean(trial.probabilities.argmax(1) == labels[trial.tested])
@@ -169,9 +169,9 @@ def test_papers_stand_beside_ours_on_their_scale(page):
 def test_facts_and_caveats_are_told(page):
     (facts,) = [t for t in page.tables if t[0] == ["Fact", "Value"]]
     told = dict(facts[1:])
-    assert told["encoder · id"] == "0123456789abcdef"
-    assert told["encoder · mpp"] == "0.5" and told["seed"] == "0"
-    for said in ("Nothing is known of other scanners.", "Only 8 patients"):
+    assert told["split hash"] == "0123456789abcdef" and told["seed"] == "0"
+    assert told["candidates · micro · kind"] == "encoder"
+    for said in ("Nothing is known of other scanners.", "chosen by people"):
         assert said in page.text
 
 
@@ -188,15 +188,17 @@ def test_a_leak_is_stamped(evaluation):
 
 
 def test_losing_to_colour_is_said_on_the_page(make_evaluation, tmp_path):
-    page = rendered(make_evaluation(tmp_path, {"ours": 0.1, "colour": 3.0}))
-    assert "It does not beat colour" in page.text
+    page = rendered(make_evaluation(tmp_path, {"ours": 0.1, "colour histogram": 3.0}))
+    assert "It does not beat colour histogram" in page.text
     assert "a histogram of the colours" in page.text
     assert "How it grows with labels" not in page.text  # nothing was varied
 
 
 def test_names_of_strangers_stay_text(make_evaluation, tmp_path):
     nasty = '<script>alert("1")</script>'
-    made = make_evaluation(tmp_path, {nasty: 1.0, "colour": 0.5}, names=("a<b", "c&d"))
+    made = make_evaluation(
+        tmp_path, {nasty: 1.0, "colour histogram": 0.5}, names=("a<b", "c&d")
+    )
     page = rendered(made)
     assert nasty in page.text
     assert "a<b" in page.text and "c&d" in page.text
@@ -214,7 +216,11 @@ def test_two_classes_one_patient_and_one_fold_are_reported_too(
     make_evaluation, tmp_path
 ):
     made = make_evaluation(
-        tmp_path, {"ours": 1.0, "colour": 0.5}, patients=1, names=("no", "yes"), folds=1
+        tmp_path,
+        {"ours": 1.0, "colour histogram": 0.5},
+        patients=1,
+        names=("no", "yes"),
+        folds=1,
     )
     page = rendered(made)
     assert "no interval" in page.text

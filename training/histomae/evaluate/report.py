@@ -28,7 +28,8 @@ from histomae.evaluate.report_plots import (
     plot_roc,
     plot_scores,
 )
-from histomae.evaluate.summary import HEADLINE, WORDS, setting_words, summarise
+from histomae.evaluate.scores import ALSO_CALLED, MAIN
+from histomae.evaluate.summary import FIGURES, setting_words, summarise
 from histomae.evaluate.summary_files import NAME, to_json
 from histomae.files import write_beside
 
@@ -143,8 +144,7 @@ def render(summary: Summary, thumbs: Mapping[int, str]) -> str:
     return house.get_template("report.html.j2").render(
         summary=summary,
         score=score,
-        words=WORDS,
-        headline=HEADLINE,
+        shown=FIGURES,
         setting_words=setting_words,
         stamp=leak_stamp(summary),
         tables=_tables(summary),
@@ -195,7 +195,7 @@ def _tables(summary: Summary) -> list[tuple[str, list[tuple[Score, set[str]]]]]:
     """Return for each setting its scores, each with the figures it is best in."""
     tables = []
     for setting in summary.settings:
-        best = {name: summary.best(setting, name) for name in summary.figure_names}
+        best = {name: summary.best(setting, name) for name in FIGURES}
         rows = [
             (score, {name for name in best if score.candidate in best[name]})
             for who in summary.candidates
@@ -210,7 +210,7 @@ def _published(summary: Summary, score: Score) -> list[dict[str, str]]:
     rows = []
     for row in summary.published:
         metric = str(row.get("metric", ""))
-        mine = score.figures.get(_metric_name(metric))
+        mine = score.figures.get(ALSO_CALLED.get(metric, metric))
         value = row.get("value")
         percent = isinstance(value, int | float) and value > 1
         rows.append(
@@ -224,22 +224,6 @@ def _published(summary: Summary, score: Score) -> list[dict[str, str]]:
             }
         )
     return rows
-
-
-#: What papers call the figures that we have under another name.
-PAPER_NAMES = {
-    "ila": "accuracy",
-    "image_accuracy": "accuracy",
-    "acc": "accuracy",
-    "pla": "patient_accuracy",
-    "auroc": "auc",
-    "f1": "macro_f1",
-}
-
-
-def _metric_name(metric: str) -> str:
-    name = metric.strip().lower().replace(" ", "_").replace("-", "_")
-    return PAPER_NAMES.get(name, name)
 
 
 def _facts(facts: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
@@ -266,7 +250,7 @@ def _facts(facts: Mapping[str, Any], before: str = "") -> list[tuple[str, str]]:
 def _scores_plot(summary: Summary) -> Plot:
     many = len(summary.candidates)
     told = [
-        f"{who} {figure_words(score.figures[HEADLINE])}"
+        f"{who} {figure_words(score.figures[MAIN])}"
         for who in summary.candidates
         if (score := summary.score(who))
     ]

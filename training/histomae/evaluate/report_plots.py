@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.data.classes import OKABE_ITO, UNSURE
-from histomae.evaluate.summary import HEADLINE, WORDS
+from histomae.evaluate.scores import MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -211,9 +211,7 @@ def plot_calibration(axes: Any, found: Calibration, ink: Ink) -> None:
     )
 
 
-def plot_scores(
-    axes: Any, summary: Summary, ink: Ink, *, figure: str = HEADLINE
-) -> None:
+def plot_scores(axes: Any, summary: Summary, ink: Ink, *, figure: str = MAIN) -> None:
     """Draw each candidate's mean in the main setting, with its interval; ours first."""
     prepare(axes, ink)
     shown = [score for who in summary.candidates if (score := summary.score(who))]
@@ -229,11 +227,11 @@ def plot_scores(
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 1.02)
     axes.grid(False, axis="y")
-    _label(axes, ink, WORDS[figure].lower(), "")
+    _label(axes, ink, figure, "")
 
 
 def plot_label_curve(
-    axes: Any, summary: Summary, ink: Ink, *, figure: str = HEADLINE
+    axes: Any, summary: Summary, ink: Ink, *, figure: str = MAIN
 ) -> None:
     """Draw a figure against the share of the labels that was learned from."""
     prepare(axes, ink)
@@ -262,7 +260,7 @@ def plot_label_curve(
     axes.set_xscale("log")
     axes.minorticks_off()
     axes.set_xticks(sorted(ticks), [f"{100 * share:g} %" for share in sorted(ticks)])
-    _label(axes, ink, "labels learned from", WORDS[figure].lower())
+    _label(axes, ink, "labels learned from", figure)
     if ticks:
         _legend(axes, ink, "best")
 

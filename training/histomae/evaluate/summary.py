@@ -7,33 +7,28 @@ whoever opens it draws the same plots without computing anything anew.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histomae.data.metrics import (
-    accuracy,
-    auc,
-    balanced_accuracy,
-    bootstrap_auc,
-    bootstrap_interval,
-    bootstrap_mean,
-    class_f1,
-    confusion_matrix,
-    macro_f1,
-    mean_and_std,
-    paired_bootstrap,
-    patient_level_accuracy,
-    patient_scores,
-    reliability,
-    sign_flip,
-    weighted_f1,
-)
+from histomae.data.metrics import class_f1, confusion_matrix, reliability
 from histomae.evaluate.point_maps import PointMap, make_maps
+from histomae.evaluate.scores import (
+    BASELINES,
+    ECE,
+    MAIN,
+    PLA,
+    REPEATS,
+    compare,
+    pooled,
+    rows,
+    scores,
+    trial_scores,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from histomae.data.classes import ClassSet
@@ -43,45 +38,24 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Setting = dict[str, str | float]
 
-#: What is measured of a confusion matrix, in the order of the table.
-OF_CONFUSION: dict[str, Callable[[Array], Array]] = {
-    "balanced_accuracy": balanced_accuracy,
-    "accuracy": accuracy,
-    "macro_f1": macro_f1,
-    "weighted_f1": weighted_f1,
-}
-PATIENTS, AUC = "patient_accuracy", "auc"
-#: What decides who is best.
-HEADLINE = "balanced_accuracy"
-#: What a figure is called.
-WORDS = {
-    "balanced_accuracy": "Balanced accuracy",
-    "accuracy": "Accuracy",
-    PATIENTS: "Patient accuracy",
-    "macro_f1": "Macro F1",
-    "weighted_f1": "Weighted F1",
-    AUC: "AUC",
-}
-#: Settings that are only repetitions: averaged over, as folds are.
-REPEATED = ("draw", "run")
+#: What stands first in tables, and on cards.
+FIGURES = (MAIN, "accuracy", PLA, "macro-F1", "weighted-F1", "AUC", ECE)
+#: Where less is better.
+LESS_IS_BETTER = (ECE,)
 FRACTION = "fraction"
 #: What colour alone reaches; a trained encoder that is not above it learned nothing.
-COLOUR = "colour"
+COLOUR = BASELINES[-1]
 #: Points of a ROC curve that are kept, and mistakes that are shown.
 ROC_POINTS, MOST_MISTAKES = 101, 12
 #: A difference of a larger p is not told from chance.
 SIGNIFICANT = 0.05
-#: With fewer patients an interval over them is too narrow.
-FEW_PATIENTS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One figure of a candidate.
+    """One figure of a candidate: ``each`` trial's, and what they are together.
 
-    ``each`` trial's, their mean and standard deviation (ddof 1; NaN of one trial), and
-    a 95 % bootstrap interval over the patients of all tested pictures together (NaN of
-    one patient).
+    See :class:`histomae.evaluate.scores.Score`.
     """
 
     each: tuple[float, ...]
@@ -150,17 +124,18 @@ class Score:
 class Versus:
     """By how much ours scores above another, on the same pictures in the main setting.
 
-    ``value`` of the headline figure with a 95 % interval and ``p`` over patients drawn
-    anew; ``p_signs``: of the patients' accuracies, by turning signs.
+    ``value`` of balanced accuracy with a 95 % interval and ``p`` over patients drawn
+    anew; ``sign_flip_p`` and ``mcnemar_p`` as in
+    :class:`histomae.evaluate.scores.Comparison`.
     """
 
     other: str
-    pictures: int
     value: float
     low: float
     high: float
     p: float
-    p_signs: float
+    sign_flip_p: float
+    mcnemar_p: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,35 +187,41 @@ class Summary:
 
     @property
     def settings(self) -> list[Setting]:
-        """All settings, in the order in which they were tried."""
-        return _unique(score.setting for score in self.scores)
+        """All settings of ours, in the order in which they were tried."""
+        return [score.setting for score in self.scores if score.candidate == self.ours]
 
     @property
     def figure_names(self) -> list[str]:
         """The figures that any score has, in the order of the table."""
-        known = {name for score in self.scores for name in score.figures}
-        return [name for name in WORDS if name in known]
+        known = dict.fromkeys(name for s in self.scores for name in s.figures)
+        return [*FIGURES, *(name for name in known if name not in FIGURES)]
 
     def score(self, candidate: str, setting: Setting | None = None) -> Score | None:
-        """Return a candidate's score in a setting, by default the main one."""
+        """Return a candidate's score in a setting, by default the main one.
+
+        A baseline that was tried in no setting has one score, which stands beside all.
+        """
         wanted = self.main if setting is None else setting
-        for score in self.scores:
-            if score.candidate == candidate and score.setting == wanted:
-                return score
+        mine = [score for score in self.scores if score.candidate == candidate]
+        for each in (wanted, {}):
+            for score in mine:
+                if score.setting == each:
+                    return score
         return None
 
     def best(self, setting: Setting, figure: str) -> list[str]:
-        """Return who has the highest mean of a figure in a setting."""
+        """Return who has the best mean of a figure in a setting."""
+        sign = -1 if figure in LESS_IS_BETTER else 1
         means = {
-            score.candidate: score.figures[figure].mean
-            for score in self.scores
-            if score.setting == setting and figure in score.figures
+            who: sign * score.figures[figure].mean
+            for who in self.candidates
+            if (score := self.score(who, setting)) and figure in score.figures
         }
         known = [mean for mean in means.values() if not math.isnan(mean)]
         return [who for who, mean in means.items() if known and mean == max(known)]
 
     def label_curve(
-        self, candidate: str, figure: str = HEADLINE
+        self, candidate: str, figure: str = MAIN
     ) -> list[tuple[float, Measured]]:
         """Return a figure against the share of labels, rising; all else as in main."""
         rest = {k: v for k, v in self.main.items() if k != FRACTION}
@@ -274,10 +255,10 @@ def summarise(evaluation: Evaluation, *, maps: Sequence[str] = ()) -> Summary:
     """
     if not evaluation.trials:
         raise ValueError("The evaluation has no trial. Run it first.")
-    scores = tuple(_score(evaluation, trials) for trials in _grouped(evaluation))
-    ours = str(evaluation.facts.get("ours", evaluation.trials[0].candidate))
-    main = _main_setting(scores, ours)
-    versus = tuple(_all_versus(evaluation, ours, main))
+    found = tuple(_scores(evaluation))
+    ours = _ours(evaluation)
+    main = _main_setting(found, ours)
+    versus = tuple(_all_versus(evaluation, found, ours, main))
     predicted = _predicted(evaluation, ours, main)
     mistakes = _mistakes(evaluation, predicted)
     made = make_maps(evaluation.embedding, maps)
@@ -295,10 +276,10 @@ def summarise(evaluation: Evaluation, *, maps: Sequence[str] = ()) -> Summary:
         leaks=evaluation.leaks,
         ours=ours,
         main=main,
-        scores=scores,
+        scores=found,
         versus=versus,
-        verdict=_verdict(scores, versus, ours, main),
-        caveats=_caveats(evaluation, scores, ours, main),
+        verdict=_verdict(evaluation, found, versus, ours, main),
+        caveats=_caveats(evaluation, found, ours, main),
         published=evaluation.published,
         maps=made,
         mistakes=mistakes,
@@ -307,93 +288,67 @@ def summarise(evaluation: Evaluation, *, maps: Sequence[str] = ()) -> Summary:
     )
 
 
-def _grouped(evaluation: Evaluation) -> list[list[Trial]]:
-    """Return the trials of each candidate in each setting."""
-    groups: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in evaluation.trials:
-        key = (trial.candidate, *sorted(_setting(trial).items()))
-        groups.setdefault(key, []).append(trial)
-    return list(groups.values())
+def _kinds(evaluation: Evaluation) -> dict[str, str]:
+    """Return what kind of candidate each is, by name."""
+    told = evaluation.facts.get("candidates", {})
+    return {str(name): str(one["kind"]) for name, one in told.items()}
+
+
+def _ours(evaluation: Evaluation) -> str:
+    """Return the first candidate that is no baseline."""
+    kinds = _kinds(evaluation)
+    known = dict.fromkeys(trial.candidate for trial in evaluation.trials)
+    trained = [name for name in known if kinds.get(name) not in BASELINES]
+    return next(iter([*trained, *known]))
+
+
+def _scores(evaluation: Evaluation) -> Iterable[Score]:
+    """Return the score of each row of the table."""
+    table = scores(evaluation)
+    for (candidate, setting), trials in rows(evaluation).items():
+        each = [trial_scores(evaluation, trial) for trial in trials]
+        figures = {
+            one.name: Measured(
+                each=tuple(found[one.name] for found in each),
+                mean=one.mean,
+                std=one.std,
+                low=one.low,
+                high=one.high,
+            )
+            for one in table
+            if one.candidate == candidate and one.setting == dict(setting)
+        }
+        yield _score(evaluation, candidate, dict(setting), trials, figures)
+
+
+def _score(
+    evaluation: Evaluation,
+    candidate: str,
+    setting: Setting,
+    trials: Sequence[Trial],
+    figures: Mapping[str, Measured],
+) -> Score:
+    both = pooled(evaluation, trials)
+    kinds = len(evaluation.data.classes)
+    confusion = confusion_matrix(both.labels, both.predicted, num_classes=kinds)
+    return Score(
+        candidate=candidate,
+        setting=setting,
+        trials=len(trials),
+        trained=float(np.mean([trial.trained for trial in trials])),
+        tested=len(np.unique(both.pictures)),
+        patients=len(np.unique(both.patients)),
+        # The F1 of each class has a place of its own.
+        figures={k: v for k, v in figures.items() if not k.startswith("F1 ")},
+        confusion=tuple(tuple(line) for line in confusion.tolist()),
+        class_f1=tuple(class_f1(confusion).tolist()),
+        rocs=tuple(_rocs(both.labels, both.probabilities)),
+        calibration=_calibration(both.labels, both.probabilities),
+    )
 
 
 def _setting(trial: Trial) -> Setting:
-    return {k: v for k, v in trial.setting.items() if k not in REPEATED}
-
-
-def _score(evaluation: Evaluation, trials: Sequence[Trial]) -> Score:
-    data, kinds = evaluation.data, len(evaluation.data.classes)
-    rows = np.concatenate([trial.tested for trial in trials])
-    probabilities = np.concatenate([trial.probabilities for trial in trials])
-    truth, patients = data.labels[rows], data.patients[rows]
-    confusion = confusion_matrix(truth, probabilities.argmax(1), num_classes=kinds)
-    return Score(
-        candidate=trials[0].candidate,
-        setting=_setting(trials[0]),
-        trials=len(trials),
-        trained=float(np.mean([trial.trained for trial in trials])),
-        tested=len(np.unique(rows)),
-        patients=len(np.unique(patients)),
-        figures=_figures(evaluation, trials, truth, probabilities, patients),
-        confusion=tuple(tuple(line) for line in confusion.tolist()),
-        class_f1=tuple(class_f1(confusion).tolist()),
-        calibration=_calibration(truth, probabilities),
-        rocs=tuple(_rocs(truth, probabilities)),
-    )
-
-
-def _figures(
-    evaluation: Evaluation,
-    trials: Sequence[Trial],
-    truth: Array,
-    probabilities: Array,
-    patients: Array,
-) -> dict[str, Measured]:
-    """Return every figure; truth (M,) and probabilities (M, K) of the trials joined."""
-    data, seed = evaluation.data, _seed(evaluation)
-    kinds, labels = len(data.classes), data.labels
-    taken = probabilities.argmax(1)
-    confusions = [
-        confusion_matrix(labels[t.tested], t.probabilities.argmax(1), num_classes=kinds)
-        for t in trials
-    ]
-    figures = {
-        name: _measured(
-            [metric(confusion) for confusion in confusions],
-            bootstrap_interval(
-                truth,
-                taken,
-                groups=patients,
-                num_classes=kinds,
-                metric=metric,
-                seed=seed,
-            ),
-        )
-        for name, metric in OF_CONFUSION.items()
-    }
-    right = [t.probabilities.argmax(1) == labels[t.tested] for t in trials]
-    figures[PATIENTS] = _measured(
-        [
-            patient_level_accuracy(found, data.patients[trial.tested])
-            for found, trial in zip(right, trials, strict=True)
-        ],
-        bootstrap_mean(patient_scores(taken == truth, patients), seed=seed),
-    )
-    figures[AUC] = _measured(
-        [auc(labels[t.tested], t.probabilities) for t in trials],
-        bootstrap_auc(truth, probabilities, groups=patients, seed=seed),
-    )
-    return figures
-
-
-def _seed(evaluation: Evaluation) -> int:
-    """Return the seed of whatever is drawn."""
-    return int(evaluation.facts.get("seed", 0))
-
-
-def _measured(each: Sequence[Any], interval: tuple[float, float]) -> Measured:
-    values = tuple(float(value) for value in each)
-    mean, std = mean_and_std(values)
-    return Measured(each=values, mean=mean, std=std, low=interval[0], high=interval[1])
+    return {k: v for k, v in trial.setting.items() if k not in REPEATS}
 
 
 def _calibration(truth: Array, probabilities: Array) -> Calibration:
@@ -426,59 +381,43 @@ def _rocs(truth: Array, probabilities: Array) -> Iterable[Roc]:
         )
 
 
-def _all_versus(evaluation: Evaluation, ours: str, main: Setting) -> Iterable[Versus]:
-    """Compare ours with each other candidate, trial by trial."""
-    trials: dict[str, dict[Any, Trial]] = {}
-    for trial in evaluation.trials:
-        if _setting(trial) == main:
-            which = (trial.fold, *sorted(trial.setting.items()))
-            trials.setdefault(trial.candidate, {})[which] = trial
-    mine = trials.pop(ours)
-    for other, theirs in trials.items():
-        pairs = [
-            (mine[which], theirs[which])
-            for which in mine
-            if which in theirs
-            and np.array_equal(mine[which].tested, theirs[which].tested)
-        ]
-        if pairs:
-            yield _versus(evaluation, other, pairs)
+def _all_versus(
+    evaluation: Evaluation, found: Sequence[Score], ours: str, main: Setting
+) -> Iterable[Versus]:
+    """Compare ours with each other candidate on the pictures that both were tested on.
+
+    A baseline that knows nothing of a sweep is compared as it is.
+    """
+    for other in dict.fromkeys(score.candidate for score in found):
+        theirs = [score.setting for score in found if score.candidate == other]
+        shared = main if main in theirs else {}
+        if other == ours or shared not in theirs:
+            continue
+        one = _rows_alone(evaluation, ours, main, other, shared)
+        test = compare(one, ours, other, shared)
+        yield Versus(
+            other=other,
+            value=test.difference.value,
+            low=test.difference.low,
+            high=test.difference.high,
+            p=test.difference.p,
+            sign_flip_p=test.sign_flip_p,
+            mcnemar_p=test.mcnemar_p,
+        )
 
 
-def _versus(
-    evaluation: Evaluation, other: str, pairs: Sequence[tuple[Trial, Trial]]
-) -> Versus:
-    data, seed = evaluation.data, _seed(evaluation)
-    rows = np.concatenate([one.tested for one, _ in pairs])
-    one, two = (
-        np.concatenate([pair[side].probabilities for pair in pairs]).argmax(1)
-        for side in (0, 1)
-    )
-    truth, patients = data.labels[rows], data.patients[rows]
-    found = paired_bootstrap(
-        truth,
-        one,
-        two,
-        groups=patients,
-        num_classes=len(data.classes),
-        metric=OF_CONFUSION[HEADLINE],
-        seed=seed,
-    )
-    apart = np.subtract(*(patient_scores(x == truth, patients) for x in (one, two)))
-    return Versus(
-        other=other,
-        pictures=len(np.unique(rows)),
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        p=found.p,
-        p_signs=sign_flip(apart, seed=seed),
-    )
+def _rows_alone(
+    evaluation: Evaluation, ours: str, main: Setting, other: str, shared: Setting
+) -> Evaluation:
+    """Return the evaluation with the trials of these two rows alone."""
+    wanted = ((ours, main), (other, shared))
+    kept = [t for t in evaluation.trials if (t.candidate, _setting(t)) in wanted]
+    return replace(evaluation, trials=tuple(kept))
 
 
-def _main_setting(scores: Sequence[Score], ours: str) -> Setting:
+def _main_setting(found: Sequence[Score], ours: str) -> Setting:
     """Return the first setting of ours, of those with the most labels."""
-    mine = [score.setting for score in scores if score.candidate == ours]
+    mine = [score.setting for score in found if score.candidate == ours]
     most = max(float(setting.get(FRACTION, 1.0)) for setting in mine)
     return next(s for s in mine if float(s.get(FRACTION, 1.0)) == most)
 
@@ -528,29 +467,41 @@ def _said(name: str, value: str | float) -> str:
 
 
 def _verdict(
-    scores: Sequence[Score], versus: Sequence[Versus], ours: str, main: Setting
+    evaluation: Evaluation,
+    found: Sequence[Score],
+    versus: Sequence[Versus],
+    ours: str,
+    main: Setting,
 ) -> tuple[str, ...]:
     """Return what ours reached, and beside each other candidate; a tie is no win."""
-    there = {s.candidate: s.figures[HEADLINE] for s in scores if s.setting == main}
-    mine, tests = there.pop(ours), {one.other: one for one in versus}
+    kinds = _kinds(evaluation)
+    mine = _figure(found, ours, main)
     said = [f"{ours} reaches a balanced accuracy of {mine.mean:.3f}{_spread(mine)}."]
-    for other, theirs in there.items():
+    for test in versus:
+        theirs = _figure(found, test.other, main)
         beats = mine.mean > theirs.mean
         verb = "beats" if beats else "does not beat"
-        said.append(f"It {verb} {other} ({theirs.mean:.3f}){_doubt(tests.get(other))}.")
-        if not beats and other == COLOUR:
+        said.append(f"It {verb} {test.other} ({theirs.mean:.3f}){_doubt(test)}.")
+        if not beats and kinds.get(test.other) == COLOUR:
             said.append(
                 "What it knows of the tissue is worth no more here than a histogram "
                 "of the colours: train longer, or on more slides."
             )
-    if not there:
+    if not versus:
         said.append("Nothing was examined beside it: without a baseline, no verdict.")
     return tuple(said)
 
 
-def _doubt(test: Versus | None) -> str:
+def _figure(found: Sequence[Score], candidate: str, main: Setting) -> Measured:
+    """Return the balanced accuracy of a candidate in a setting, or outside of all."""
+    mine = [score for score in found if score.candidate == candidate]
+    there = [score for score in mine if score.setting == main] or mine
+    return there[0].figures[MAIN]
+
+
+def _doubt(test: Versus) -> str:
     """Return what a test says of a difference between two candidates."""
-    if test is None or math.isnan(test.p):
+    if math.isnan(test.p):
         return "; no test could be made"
     sure = "" if test.p < SIGNIFICANT else ", which chance alone may explain"
     return f"; p = {test.p:.2g} over patients{sure}"
@@ -563,18 +514,12 @@ def _spread(figure: Measured) -> str:
 
 
 def _caveats(
-    evaluation: Evaluation, scores: Sequence[Score], ours: str, main: Setting
+    evaluation: Evaluation, found: Sequence[Score], ours: str, main: Setting
 ) -> tuple[str, ...]:
     """Return the sentences of the evaluation and its data, and what the counts say."""
-    score = next(s for s in scores if s.candidate == ours and s.setting == main)
-    data = evaluation.data
-    tested = np.sum(score.confusion, 1)
+    score = next(s for s in found if s.candidate == ours and s.setting == main)
+    data, tested = evaluation.data, np.sum(score.confusion, 1)
     said = [*evaluation.notes, *data.notes]
-    if score.patients < FEW_PATIENTS:
-        said.append(
-            f"Only {score.patients} patients were tested on: the intervals are too "
-            "narrow, and another few patients may give other numbers."
-        )
     lacking = [
         n for n, many in zip(data.classes.names, tested, strict=True) if not many
     ]
@@ -592,11 +537,3 @@ def _caveats(
         "say nothing of other scanners and stains, nor of places that nobody chose."
     )
     return tuple(dict.fromkeys(said))
-
-
-def _unique(settings: Iterable[Setting]) -> list[Setting]:
-    kept: list[Setting] = []
-    for setting in settings:
-        if setting not in kept:
-            kept.append(setting)
-    return kept

@@ -32,6 +32,8 @@ KIND, VERSION = "napari-histomae report", 1
 #: A report is text of a few megabytes; what is larger is none.
 MOST_BYTES = 1 << 28
 NAME = "report.json"
+#: The numbers of a paired test.
+TESTED = ("value", "low", "high", "p", "sign_flip_p", "mcnemar_p")
 
 
 def to_json(summary: Summary) -> str:
@@ -141,10 +143,7 @@ def _summary(told: Mapping[str, Any]) -> Summary:
         versus=tuple(
             Versus(
                 other=str(one["other"]),
-                pictures=int(one["pictures"]),
-                **{
-                    k: _number(one[k]) for k in ("value", "low", "high", "p", "p_signs")
-                },
+                **{name: _number(one[name]) for name in TESTED},
             )
             for one in told["versus"]
         ),
