@@ -7,8 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image
 
 from benchmarks.made_slides import write_made_slide
+from histomae.data.classes import ClassSet
+from histomae.data.labelled import LabelledPicture, LabelledSet
+from histomae.data.pictures import read_picture
+from histomae.evaluate.trials import Evaluation, Trial
 from histomae.exchange.features import FeatureHeader, SlideFeatures, write_features
 from histomae.models.feature_spec import FeatureSpec
 from histomae.slides.grid import TileGrid, TileSpec
@@ -232,3 +237,113 @@ def make_features():
         return Path(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def make_evaluation():
+    """Return a function that makes an evaluation of drawn pictures and predictions.
+
+    ``make_evaluation(folder, skill=..., ...) -> Evaluation``
+
+    folder
+        Where its pictures are written: 24 pixels wide, one file each.
+    skill
+        By candidate how much it knows, 0: nothing; the first is ours.
+    patients
+        Each with a slide of its own and six pictures, of every class.
+    fractions
+        Shares of labels that were tried.
+    """
+
+    def make(
+        folder,
+        skill=None,
+        *,
+        patients=8,
+        names=("benign", "atypical", "malignant"),
+        fractions=(1.0,),
+        folds=2,
+        seed=0,
+        **more,
+    ) -> Evaluation:
+        random = np.random.default_rng(seed)
+        skill = skill or {"micro": 2.5, "untrained": 0.5, "colour histogram": 1.0}
+        kinds, pictures = len(names), []
+        folder.mkdir(parents=True, exist_ok=True)
+        for number in range(6 * patients):
+            label, patient = number % kinds, number // 6
+            path = folder / f"{number:03}.png"
+            pixels = random.integers(0, 90, (24, 24, 3)) + 120
+            pixels[..., label % 3] += 40
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            pictures.append(
+                LabelledPicture(
+                    path=path,
+                    label=label,
+                    patient=f"P{patient:02}",
+                    slide=f"S{patient:02}",
+                    mpp=0.5,
+                )
+            )
+        data = LabelledSet(
+            name="Drawn",
+            root=folder,
+            classes=ClassSet.of(names),
+            pictures=tuple(pictures),
+            read=lambda picture: read_picture(picture.path),
+            notes=("The pictures are drawn by a program.",),
+        )
+        fold_of = np.arange(patients).repeat(6) % folds
+        truth = np.eye(kinds)[data.labels]
+        trials, embedding = [], {}
+        for candidate, knows in skill.items():
+            noise = random.normal(size=(len(pictures), 12))
+            embedding[candidate] = noise.astype(np.float32)
+            embedding[candidate][:, :kinds] += knows * truth
+            for share, fold in itertools.product(fractions, range(folds)):
+                tested = np.flatnonzero(fold_of == fold)
+                logits = random.normal(size=(len(tested), kinds))
+                logits += knows * share**0.25 * truth[tested]
+                odds = np.exp(logits)
+                setting = {"protocol": "linear probe"}
+                if len(fractions) > 1:
+                    setting["fraction"] = share
+                trials.append(
+                    Trial(
+                        candidate=candidate,
+                        setting=setting,
+                        fold=fold,
+                        tested=tested,
+                        probabilities=odds / odds.sum(1, keepdims=True),
+                        logits=logits,
+                        trained=round(share * (fold_of != fold).sum()),
+                    )
+                )
+        said = {
+            "protocol": "probe",
+            "facts": {
+                "candidates": {
+                    name: {"kind": name if place else "encoder", "hash": f"{place:016}"}
+                    for place, name in enumerate(skill)
+                },
+                "tiles": "whole, 0.5 µm/px",
+                "split hash": "0123456789abcdef",
+                "seed": 0,
+            },
+            "leaks": (),
+            "notes": ("Nothing is known of other scanners.",),
+            "published": (
+                {
+                    "paper": "Anybody et al. 2020",
+                    "what": "ViT-S, full labels",
+                    "metric": "accuracy",
+                    "value": 88.5,
+                    "spread": 2.1,
+                },
+            ),
+        }
+        return Evaluation(
+            data=data, trials=tuple(trials), embedding=embedding, **said | more
+        )
+
+    return make

@@ -48,7 +48,10 @@ from histomae.events import (
 from histomae.files import new_run_path, runs_folder
 
 if TYPE_CHECKING:
+    from histomae.data.labelled import LabelledSet
     from histomae.data.masking import MaskSetting
+    from histomae.evaluate.candidates import Candidate
+    from histomae.evaluate.protocols import Settings
     from histomae.infer.embedder import EncoderChoice
     from histomae.infer.encoder import TileEncoder
     from histomae.learn.runs import RunFolder
@@ -703,6 +706,202 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Examine encoders on labelled pictures as papers do, beside baselines.
+
+    Protocols: linear, knn, finetune, few-label, transfer, leaderboard, sgd-probe,
+    mask-ratio, crop-size. In the same table stand the untrained encoder, ImageNet and
+    colour. Finished trials are kept: after Ctrl-C the same command goes on. It writes
+    report.html, evaluation.json and CSV tables.
+
+    $ histomae evaluate linear --data BACH/ --encoder runs/first --out bach
+    $ histomae evaluate transfer --data A --test-data B --encoder runs/first --out ab
+    """
+
+    protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
+    """How to examine."""
+    data: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """The data set's folder or file, or a table: path,label,patient."""
+    encoder: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="FILE|FOLDER|timm:NAME|ARCH=FILE ...")
+    ]
+    """Checkpoints, run folders, timm:NAME, or ARCHITECTURE=FILE for a file of weights
+    of a timm model."""
+    out: Folder
+    """The folder for trials, tables and report; one that is there is gone on with."""
+    test_data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """Of transfer: the data set to test on."""
+    kind: str = "auto"
+    """Of data set, as 'histomae datasets' names it; auto: by its folder."""
+    task: str | None = None
+    """Of the data set; None: its first, the finest."""
+    imagenet: Annotated[str, tyro.conf.arg(metavar="auto|none|timm:NAME|ARCH=FILE")] = (
+        "auto"
+    )
+    """The weights that stand for ImageNet; auto: timm's ViT-S/16."""
+    untrained: bool = True
+    """Compare with the untrained encoder."""
+    colour: bool = True
+    """Compare with histograms of colours."""
+    tiles: Literal["whole", "fit", "patches", "mpp"] | None = None
+    """The whole picture as one tile (squeezed, or fit with its shape kept), patches of
+    patch_px, or tiles at the encoder's µm per pixel; None: as the protocol has it, or
+    mpp where pictures and encoder know theirs, else whole."""
+    patch_px: int = 224
+    """Side of a patch, pixels of the picture."""
+    overlap: float = 0.0
+    """Share that a patch or tile has in common with the next."""
+    votes: bool = False
+    """The tiles of a picture vote; else their features are averaged."""
+    mpp: float | None = None
+    """µm per pixel of tiles; None: the encoder's own."""
+    pooling: Literal["class_token", "mean", "own"] | None = None
+    """How a tile becomes a vector; None: as the encoder has it."""
+    split: Annotated[
+        str, tyro.conf.arg(metavar="auto|official|patients|hold-out|FILE")
+    ] = "auto"
+    """auto: the official split where there is one, else folds by patient."""
+    folds: int = 5
+    """Parts of the patients, each tested on once."""
+    val_share: float = 0.2
+    """Share of the training side by which C, epoch and temperature are chosen."""
+    seed: int = 0
+    """Of splits, weights and batches."""
+    teacher: Literal["linear", "knn", "sgd-probe", "leaderboard", "finetune"] = "linear"
+    """How few-label, transfer and the sweeps teach."""
+    fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0)
+    """Of few-label: shares of the labels."""
+    draws: int = 3
+    """Of few-label: draws of each share below 0.4."""
+    runs: int = 5
+    """Of leaderboard: trainings with other seeds."""
+    epochs: int = 50
+    """Of fine-tuning: passes over the tiles; validation chooses one."""
+    batch_size: int = 32
+    """Of fine-tuning."""
+    micro_batch: int | None = None
+    """Of fine-tuning: tiles at once; None: the batch."""
+    base_lr: float = 1e-3
+    """Of fine-tuning: learning rate per 256 tiles."""
+    layer_decay: float = 0.65
+    """Of fine-tuning: how much slower each layer below learns."""
+    drop_path: float = 0.1
+    """Of fine-tuning: how often the last block is left out."""
+    mixup: float = 0.8
+    """Of fine-tuning: how strongly tiles are mixed; 0: not at all."""
+    smoothing: float = 0.1
+    """Of fine-tuning: share of a label spread over all classes."""
+    flips: Literal["all", "horizontal"] = "all"
+    """Of fine-tuning; horizontal: ultrasound."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read, and say which."""
+    compare_pixels: bool = True
+    """Look for leaks among the pixels too."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    precision: Literal["auto", "f32", "bf16"] = "f32"
+    """Of frozen encoders."""
+
+    def __call__(self) -> None:
+        """Examine, print the table, and write the report."""
+        from histomae.evaluate.examine import evaluate
+        from histomae.evaluate.protocols import protocol_of, transfer
+        from histomae.evaluate.report import write_report
+        from histomae.evaluate.scores import lines
+
+        protocol, settings = protocol_of(self.protocol), self._settings()
+        data = self._open(self.data)
+        if protocol.name == "transfer":
+            if self.test_data is None:
+                raise ConfigError("test_data", "is needed: the data set to test on.")
+            data, protocol = transfer(data, self._open(self.test_data))
+        elif self.test_data is not None:
+            raise ConfigError(
+                "test_data", f"{protocol.name} takes none. Choose transfer."
+            )
+        candidates, notes = self._candidates()
+        work = evaluate(
+            protocol,
+            data,
+            candidates,
+            self.out,
+            settings,
+            notes=notes,
+            pixels=self.compare_pixels,
+        )
+        try:
+            evaluation = show(work)
+        except KeyboardInterrupt:
+            mention(f"Finished trials are in {self.out}: the same command goes on.")
+            raise
+        for line in lines(evaluation):
+            say(line)
+        for note in (*evaluation.leaks, *evaluation.notes):
+            say(f"- {note}")
+        say(f"report: {write_report(evaluation, self.out)}")
+
+    def _open(self, path: Path) -> LabelledSet:
+        from histomae.data.datasets import only_readable, open_dataset
+
+        data = open_dataset(path, self.kind, task=self.task)
+        if not self.skip_unreadable:
+            return data
+        return show(only_readable(data, skip_unreadable=True))
+
+    def _candidates(self) -> tuple[tuple[Candidate, ...], list[str]]:
+        """Load what is compared; return it, and what was left out."""
+        from histomae.evaluate.candidates import (
+            IMAGENET_SOURCE,
+            Compared,
+            open_candidates,
+        )
+
+        known = {"auto": IMAGENET_SOURCE, "none": None}
+        asked = ("untrained", "colour", "pooling", "mpp", "device", "precision", "seed")
+        compared = Compared(
+            encoders=self.encoder,
+            imagenet=known.get(self.imagenet, self.imagenet),
+            **{name: getattr(self, name) for name in asked},
+        )
+        found = show(open_candidates(compared))
+        left_out = (
+            ["The ImageNet baseline could not be loaded and is left out."]
+            if compared.imagenet and not any(one.kind == "ImageNet" for one in found)
+            else []
+        )
+        return found, left_out
+
+    def _settings(self) -> Settings:
+        from histomae.data.tiling import Tiling
+        from histomae.evaluate.protocols import Settings
+        from histomae.learn.finetune import FineTuning
+
+        asked = (
+            *("epochs", "batch_size", "micro_batch", "base_lr", "layer_decay"),
+            *("drop_path", "mixup", "smoothing", "flips", "device"),
+        )
+        fine_tuning = FineTuning(
+            warmup_epochs=self.epochs / 10,
+            **{name: getattr(self, name) for name in asked},
+        )
+        tiling = self.tiles and Tiling(
+            how=self.tiles,
+            patch_px=self.patch_px,
+            overlap=self.overlap,
+            mpp=self.mpp,
+            votes=self.votes,
+        )
+        same = ("split", "folds", "val_share", "seed", "teacher", "fractions")
+        return Settings(
+            tiling=tiling or None,
+            draws=self.draws,
+            runs=self.runs,
+            fine_tuning=fine_tuning,
+            **{name: getattr(self, name) for name in same},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Say what files are: slides, checkpoints, probes, features and run folders.
 
@@ -843,6 +1042,7 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "embed": Embed,
     "mask-check": MaskCheck,
     "judge": Judge,
+    "evaluate": Evaluate,
     "info": Info,
     "runs": Runs,
     "runs compare": CompareRuns,

@@ -61,6 +61,10 @@ class DataSetError(HistomaeError, ValueError):
     """A folder is not the data set that it should be, or a picture in it is damaged."""
 
 
+class ReportError(HistomaeError, ValueError):
+    """A file is no report of an examination, or is damaged."""
+
+
 class RunError(HistomaeError):
     """A training run cannot start, go on or be read."""
 

@@ -28,6 +28,7 @@ from histomae.models.checkpoint import (
 )
 from histomae.models.classifier import OWN, Network
 from histomae.models.foreign import ForeignEncoder, foreign_encoder
+from histomae.models.initial import TIMM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping, Sequence
@@ -64,6 +65,8 @@ class Candidate:
     """From tiles, uint8 (N, tile_px, tile_px, 3), to float32 (N, D); in eval mode."""
     network: Callable[[], Network] | None = None
     """Makes a fresh copy of the encoder, to be fine-tuned; None: nothing to train."""
+    run: Path | None = None
+    """The folder of the training that made it; None: nobody knows what it has seen."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the report, as JSON."""
 
@@ -136,10 +139,11 @@ def open_candidates(
 
 
 class Named(NamedTuple):
-    """A checkpoint of ours, and what it is called in a table."""
+    """A checkpoint of ours, what it is called in a table, and the run it is of."""
 
     name: str
     checkpoint: Checkpoint
+    run: Path | None = None
 
 
 def _loaded(source: str) -> Named | ForeignEncoder:
@@ -155,8 +159,12 @@ def _loaded(source: str) -> Named | ForeignEncoder:
                 f"{source} holds no checkpoint. Give a run folder whose training has "
                 "saved one, or a file."
             )
+    if not path.exists() and not source.startswith(TIMM):
+        raise CheckpointError(
+            f"{source} does not exist. Check the name, or say {TIMM}NAME."
+        )
     if EncoderChoice(source=str(path)).is_ours:
-        return Named(_short_name(path), load_checkpoint(path))
+        return Named(_short_name(path), load_checkpoint(path), _run_of(path))
     return foreign_encoder(source)
 
 
@@ -166,9 +174,10 @@ def _candidate(
     device = pick_device(asked.device)
     precision = pick_precision(asked.precision, device)
     if isinstance(loaded, Named):
-        name, checkpoint = loaded
+        name, checkpoint, run = loaded
         encoder = TileEncoder(checkpoint, device, precision=precision)
-        return ours(name, checkpoint, encoder, pooling=asked.pooling, kind=kind)
+        made = ours(name, checkpoint, encoder, pooling=asked.pooling, kind=kind)
+        return replace(made, run=run)
     return _foreign(loaded, asked, device, precision)
 
 
@@ -219,7 +228,13 @@ def ours(
 
 def _short_name(path: Path) -> str:
     """Return the name of a checkpoint for a table: that of its run, if it is of one."""
-    return path.parents[1].name if path.parent.name == "checkpoints" else path.stem
+    run = _run_of(path)
+    return path.stem if run is None else run.name
+
+
+def _run_of(path: Path) -> Path | None:
+    path = path.resolve()
+    return path.parents[1] if path.parent.name == "checkpoints" else None
 
 
 def _foreign(

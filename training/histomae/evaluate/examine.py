@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histomae.data.leaks import find_leaks, seen_by
 from histomae.errors import ConfigError, NotEnoughDataError, RunError
 from histomae.evaluate.candidates import versions
 from histomae.evaluate.features import compute_features
 from histomae.evaluate.lessons import Lesson, teacher_for, trial_of
 from histomae.evaluate.protocols import Settings, tiling_of
 from histomae.evaluate.scores import verdicts, write_tables
+from histomae.evaluate.transfer import COLOUR, UNTRAINED
 from histomae.evaluate.trial_files import (
     load_trial,
     save_evaluation,
@@ -30,12 +33,14 @@ from histomae.evaluate.trial_files import (
 from histomae.evaluate.trials import Evaluation
 from histomae.events import Event, Heartbeat, Note, Progress, Step
 from histomae.files import write_beside
+from histomae.learn.runs import RunFolder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
-    from pathlib import Path
 
     from histomae.data.labelled import LabelledPicture, LabelledSet
+    from histomae.data.leaks import Side
+    from histomae.data.split_files import Split
     from histomae.data.tiling import Tiling
     from histomae.evaluate.candidates import Candidate
     from histomae.evaluate.features import Features
@@ -122,6 +127,7 @@ def evaluate(
     settings: Settings | None = None,
     *,
     notes: Sequence[str] = (),
+    pixels: bool = True,
 ) -> Generator[Event, None, Evaluation]:
     """Examine candidates on a data set, and write what came of it into a folder.
 
@@ -133,6 +139,8 @@ def evaluate(
         there already are kept.
     notes
         Sentences to stand in the report, such as on a baseline that is left out.
+    pixels
+        Look for leaks in the pixels too, which reads every picture.
 
     Raises
     ------
@@ -158,13 +166,18 @@ def evaluate(
     yield Note(f"{data.name}: {len(data)} pictures, {tiling}")
     said = (*data.notes, *schedule.notes, *protocol.notes, *notes)
     yield from map(Note, (*data.notes, *schedule.notes))
+    leaks, unknown = yield from leaks_of(
+        data, schedule.split, candidates, pixels=pixels
+    )
+    yield from map(Note, (f"Leak: {leak}" for leak in leaks))
     trials, files = yield from _all_trials(exam)
     evaluation = Evaluation(
         protocol=protocol.name,
         data=data,
         trials=tuple(trials),
         facts=_facts(exam),
-        notes=(*said, *_caveats(exam)),
+        leaks=leaks,
+        notes=(*said, *unknown, *_caveats(exam)),
         embedding=(yield from _embedding(exam)),
         published=protocol.rows(data.name),
     )
@@ -186,6 +199,56 @@ def _check_classes(data: LabelledSet, schedule: Schedule) -> None:
                 f"Fold {job.fold + 1} of {data.name} teaches fewer than two classes. "
                 "Choose fewer folds, or add pictures of other patients."
             )
+
+
+def leaks_of(
+    data: LabelledSet,
+    split: Split,
+    candidates: Sequence[Candidate],
+    *,
+    pixels: bool = True,
+) -> Generator[Event, None, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Look for what stands on two sides, the pretraining of the encoders included.
+
+    Returns
+    -------
+    Sentences on leaks, and others on what could not be looked for.
+    """
+    seen, unknown = [], []
+    for one in candidates:
+        if one.kind in (UNTRAINED, COLOUR):
+            continue
+        try:
+            seen.append(_seen_by(one))
+        except RunError as error:
+            unknown.append(
+                f"What {one.name} was pretrained on is not known, so that it was not "
+                f"compared with what is tested on: {error}"
+            )
+    found: dict[str, list[int]] = {}
+    for number, fold in enumerate(split.folds, 1):
+        for leak in (yield from find_leaks(data, fold, seen=seen, pixels=pixels)):
+            found.setdefault(leak, []).append(number)
+    if not pixels:
+        unknown.append("Pixels were not compared: doubles of pictures stay unseen.")
+    if len(split.folds) == 1:
+        return tuple(found), tuple(unknown)
+    told = (
+        f"{leak[:-1]} (fold {', '.join(map(str, folds))})."
+        for leak, folds in found.items()
+    )
+    return tuple(told), tuple(unknown)
+
+
+def _seen_by(candidate: Candidate) -> Side:
+    """Return what a candidate was pretrained on, as its run folder tells."""
+    if candidate.run is None:
+        raise RunError("it is no run of ours. Name the run folder where there is one.")
+    run = RunFolder(candidate.run)
+    slides = run.config().slides
+    root = Path(slides[0]).expanduser() if slides else None
+    side = seen_by(run.crops_file, root)
+    return replace(side, name=f"pretraining of {candidate.name}")
 
 
 # What is asked, written down -----------------------------------------------------

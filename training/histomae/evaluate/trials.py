@@ -58,8 +58,9 @@ class Evaluation:
     """What stands above every report, as JSON: encoder and its hash, µm per pixel, crop
     rule, seed, hash of the split, of the data, of the settings, patients on each side,
     versions."""
-    leaks: tuple[str, ...] = ()
-    """Sentences on what stands on two sides; empty: looked for and none found."""
+    leaks: tuple[str, ...] | None = None
+    """Sentences on what stands on two sides; empty: looked for and none found; None:
+    not looked for."""
     notes: tuple[str, ...] = ()
     """Sentences: what the numbers do not show."""
     embedding: Mapping[str, Array] = field(default_factory=dict)
