@@ -1,6 +1,7 @@
 """Tests of an examination: from drawn pictures to tables, trial by trial."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from histomae.config import PretrainConfig
 from histomae.data.classes import ClassSet
 from histomae.data.labelled import LabelledPicture, LabelledSet
+from histomae.data.picture_sets import PictureSets
 from histomae.data.pictures import read_picture
 from histomae.data.tiling import Tiling
 from histomae.errors import ConfigError, DownloadError, NotEnoughDataError
@@ -23,6 +26,8 @@ from histomae.evaluate.scores import MAIN, compare, lines, scores
 from histomae.evaluate.trial_files import load_evaluation
 from histomae.events import Note, Progress, result_of
 from histomae.learn.finetune import FineTuning
+from histomae.learn.runs import RunFolder
+from histomae.models.checkpoint import save_checkpoint
 
 #: Pictures of each class of each patient.
 EACH = 2
@@ -448,6 +453,72 @@ def test_too_few_patients_are_told(data, compared, tmp_path):
     one = data.among(np.flatnonzero(data.patients == "p0"))
     with pytest.raises(NotEnoughDataError):
         result_of(evaluate(PROTOCOLS["linear"], one, compared, tmp_path, QUICK))
+
+
+# Leaks ---------------------------------------------------------------------------
+
+
+def neighbours_on(data, candidates, out, **changes):
+    return result_of(
+        evaluate(PROTOCOLS["knn"], data, candidates, out, QUICK, **changes)
+    )
+
+
+def test_a_torn_patient_and_a_double_are_stamped(data, compared, tmp_path):
+    twin = tmp_path / "twin.png"
+    shutil.copy(data.pictures[0].path, twin)
+    pictures = [
+        replace(one, side="test" if one.patient in ("p4", "p5") else "train")
+        for one in data.pictures
+    ]
+    clean = replace(data, pictures=tuple(pictures))
+    assert neighbours_on(clean, compared, tmp_path / "clean").leaks == ()
+    pictures[3] = replace(pictures[3], patient="p4")  # trains; p4 is tested on
+    pictures.append(
+        replace(pictures[0], path=twin, patient="p9", side="test")  # its twin trains
+    )
+    evaluation = neighbours_on(
+        replace(data, pictures=tuple(pictures)), compared, tmp_path / "out"
+    )
+    told = " ".join(evaluation.leaks)
+    assert "1 patient in training and test: p4" in told
+    assert "twin.png" in told
+    assert load_evaluation(tmp_path / "out").leaks == evaluation.leaks
+    assert any("pretrained on is not known" in note for note in evaluation.notes)
+    unseen = neighbours_on(
+        replace(data, pictures=tuple(pictures)),
+        compared,
+        tmp_path / "fast",
+        pixels=False,
+    )
+    assert "twin.png" not in " ".join(unseen.leaks)
+    assert any("Pixels were not compared" in note for note in unseen.notes)
+
+
+def test_what_pretraining_saw_is_compared_with_what_is_tested_on(
+    data, make_checkpoint, tmp_path
+):
+    run = RunFolder(tmp_path / "run")
+    run.create(PretrainConfig(slides=(str(data.root),)))
+    made = make_checkpoint()
+    run.checkpoints.mkdir(exist_ok=True)
+    save_checkpoint(run.last, made.header, made.tensors)
+    seen = PictureSets(
+        paths=tuple((one.path,) for one in data.pictures[:3]),
+        cases=("0", "1", "2"),
+        held_out=np.array([False, False, True]),
+        views=1,
+    )
+    seen.save(run.crops_file, data.root)
+    asked = Compared(
+        encoders=(str(run.path),), imagenet=None, colour=False, device="cpu"
+    )
+    found = result_of(open_candidates(asked))
+    evaluation = neighbours_on(data, found, tmp_path / "out", pixels=False)
+    told = " ".join(evaluation.leaks)
+    assert "pretraining of run" in told
+    assert data.pictures[0].path.name in told
+    assert data.pictures[2].path.name not in told  # held out of the training
 
 
 # From answers to a trial ---------------------------------------------------------

@@ -17,7 +17,7 @@ import numpy as np
 
 from histomae.data.leaks import find_leaks, seen_by
 from histomae.errors import ConfigError, NotEnoughDataError, RunError
-from histomae.evaluate.candidates import versions
+from histomae.evaluate.candidates import tiling_for, versions
 from histomae.evaluate.features import compute_features
 from histomae.evaluate.lessons import Lesson, teacher_for, trial_of
 from histomae.evaluate.protocols import Settings, tiling_of
@@ -33,6 +33,7 @@ from histomae.evaluate.trial_files import (
 from histomae.evaluate.trials import Evaluation
 from histomae.events import Event, Heartbeat, Note, Progress, Step
 from histomae.files import write_beside
+from histomae.learn.labelled_tiles import count_tiles
 from histomae.learn.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -349,6 +350,7 @@ def _all_trials(
     clock = _Clock(len(todo) - there)
     trials: list[Trial] = []
     features: Features | None = None
+    counts: Array | None = None
     whose: Candidate | None = None
     for number, ((candidate, job), path) in enumerate(zip(todo, files, strict=True)):
         if path.exists():
@@ -356,8 +358,11 @@ def _all_trials(
             continue
         teacher = exam.teacher(candidate)
         if whose is not candidate:
-            whose, features = candidate, None
-            if not teacher.on_pixels:
+            whose, features, counts = candidate, None, None
+            if teacher.on_pixels:
+                rule = tiling_for(candidate, exam.tiling)
+                counts = yield from count_tiles(exam.data, rule, candidate.tile_px)
+            else:
                 features = yield from _features(exam, candidate)
         lesson = Lesson(
             candidate=candidate,
@@ -368,6 +373,7 @@ def _all_trials(
             test=job.test,
             seed=job.seed,
             features=features,
+            counts=counts,
             fine_tuning=exam.settings.fine_tuning,
         )
         what = f"trial {number + 1} of {len(todo)}, {candidate.name}"

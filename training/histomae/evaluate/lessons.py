@@ -19,7 +19,6 @@ from histomae.evaluate.candidates import tiling_for
 from histomae.evaluate.trials import Trial
 from histomae.learn.finetune import FineTuning, fine_tune
 from histomae.learn.heads import LARS_PROBE, LEADERBOARD, HeadFit, fit_head
-from histomae.learn.labelled_tiles import count_tiles
 from histomae.learn.probe import fit_temperature, fit_validated
 
 if TYPE_CHECKING:
@@ -53,6 +52,8 @@ class Lesson:
     seed: int
     features: Features | None = None
     """Of all pictures, averaged or of each tile; None where pixels are learned from."""
+    counts: Indices | None = None
+    """Tiles of each picture, where pixels are learned from."""
     fine_tuning: FineTuning = field(default_factory=FineTuning)
 
     def side(self, rows: Indices) -> tuple[Array, Array, Indices]:
@@ -163,14 +164,12 @@ def by_fine_tuning(lesson: Lesson) -> Generator[Event, None, Taught]:
     """Train the whole encoder and a head on the tiles of the training side."""
     candidate = lesson.candidate
     assert candidate.network is not None
-    tiling = tiling_for(candidate, lesson.tiling)
-    network = candidate.network()
-    counts = yield from count_tiles(lesson.data, tiling, network.tile_px)
+    assert lesson.counts is not None
     tuned = yield from fine_tune(
-        network,
+        candidate.network(),
         lesson.data,
-        tiling,
-        counts,
+        tiling_for(candidate, lesson.tiling),
+        lesson.counts,
         train=lesson.train,
         val=lesson.val,
         test=lesson.test,
