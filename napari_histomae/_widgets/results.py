@@ -70,7 +70,7 @@ SCORES, CONFUSION, ROC = "Scores", "Confusion", "ROC"
 CALIBRATION, LABELS, MAP = "Calibration", "Fewer labels", "Map"
 PLOTS = (SCORES, CONFUSION, ROC, CALIBRATION, LABELS, MAP)
 #: Columns of the table: what stands above them, and which figure stands in them.
-COLUMNS = {"balanced acc.": MAIN, "95 % interval": MAIN, "AUC": "AUC", "ECE": ECE}
+COLUMNS = {"balanced acc.": MAIN, "95 %": MAIN, "AUC": "AUC", "ECE": ECE}
 STAMPS = {"none": GOOD, "found": BAD, "unknown": WARN}
 FILES = "Reports and features (report.json evaluation.json *.h5)"
 EMPTY = (
@@ -246,7 +246,7 @@ class ResultsDock(QWidget):
                 "point."
             )
         elif self._summary is not None:
-            self.state.done(" ".join(self._summary.verdict))
+            self.state.done(_verdict(self._summary))
         self._refresh()
 
     def _on_failed(self, error: Exception) -> None:
@@ -265,7 +265,8 @@ class ResultsDock(QWidget):
         self.title.setVisible(True)
         if summary is not None:
             self.title.setText(f"{summary.ours} · {summary.data_name}")
-            self.title.setToolTip(f"{summary.protocol} on {summary.data_name}")
+            about = f"{summary.protocol} on {summary.data_name}"
+            self.title.setToolTip("\n".join([about, *summary.verdict]))
         elif tiles is not None:
             self.title.setText(f"tiles of {tiles.layout.candidate}")
             self.title.setToolTip(str(tiles.path))
@@ -306,12 +307,10 @@ class ResultsDock(QWidget):
             for column, (word, name) in enumerate(COLUMNS.items(), start=1):
                 figure = score.figures.get(name)
                 interval = word.startswith("95")
-                said = (
-                    spread_words(figure, "%.2f") if interval else figure_words(figure)
-                )
-                if name in ("AUC", ECE):
-                    said = said.partition(" ")[0]
-                item = QTableWidgetItem(said.replace(" to ", "–"))
+                words = spread_words if interval else figure_words
+                said = words(figure, "%.2f").replace(" to ", "–")
+                # The spread of the first is enough for the room there is.
+                item = QTableWidgetItem(said if name == MAIN else said.split(" ")[0])
                 item.setToolTip(f"{name} of {score.candidate}: {figure_words(figure)}")
                 bold = item.font()
                 bold.setBold(
@@ -574,10 +573,17 @@ class ResultsDock(QWidget):
         super().closeEvent(event)
 
 
+def _verdict(summary: Summary) -> str:
+    """Return what ours reached, and what it does not beat; the rest is in the table."""
+    reached, *beside = summary.verdict
+    unbeaten = [line for line in beside if not line.startswith("It beats")]
+    return " ".join([reached, *(unbeaten or ["It beats all that stand beside it."])])
+
+
 def _table() -> QTableWidget:
     """Return the table of scores: a row is a candidate, and rows are chosen."""
     table = QTableWidget(0, 1 + len(COLUMNS))
-    table.setHorizontalHeaderLabels(["", *COLUMNS])
+    table.setHorizontalHeaderLabels(["candidate", *COLUMNS])
     table.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
     table.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
     table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)

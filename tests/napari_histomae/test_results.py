@@ -108,14 +108,15 @@ def test_the_table_holds_the_numbers_of_the_report(opened, evaluation):
     summary = summarise(evaluation)
     assert column(opened, 0) == ["micro", "untrained", "colour histogram"]
     means = [
-        f"{summary.score(who).figures['AUC'].mean:.3f}" for who in column(opened, 0)
+        f"{summary.score(who).figures['AUC'].mean:.2f}" for who in column(opened, 0)
     ]
     assert column(opened, 3) == means
     figure = summary.score("micro").figures["balanced accuracy"]
-    assert column(opened, 1)[0] == f"{figure.mean:.3f} ± {figure.std:.3f}"
+    assert column(opened, 1)[0] == f"{figure.mean:.2f} ± {figure.std:.2f}"
     assert column(opened, 2)[0] == f"{figure.low:.2f}–{figure.high:.2f}"
     assert "none was found" in opened.stamp.text()
-    assert "It beats untrained" in opened.state.text
+    assert "It beats all" in opened.state.text
+    assert "It beats untrained" in opened.title.toolTip()
 
 
 def test_every_plot_of_the_report_is_drawn(opened):

@@ -138,7 +138,7 @@ def plot_confusion(
         share, cmap=shades, vmin=0, vmax=1, edgecolors=ink.ground, linewidth=1.5
     )
     axes.invert_yaxis()
-    letters = ink.letters - (1 if len(matrix) <= 5 else 2)
+    letters = ink.letters - (0 if len(matrix) <= 5 else 1)
     for (row, column), count in np.ndenumerate(matrix):
         axes.text(
             column + 0.5,
@@ -202,7 +202,7 @@ def plot_calibration(axes: Any, found: Calibration, ink: Ink) -> None:
     axes.text(
         0.03,
         0.97,
-        f"ECE {found.ece:.3f}" if math.isfinite(found.ece) else "",
+        f"ECE {found.ece:.3f}, all together" if math.isfinite(found.ece) else "",
         transform=axes.transAxes,
         va="top",
         color=ink.text,
