@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histomae.errors import DataSetError, FeatureError
+from histomae.errors import FeatureError
 from histomae.evaluate.report_plots import Colouring, colouring
 
 if TYPE_CHECKING:
@@ -172,14 +172,13 @@ def read_pixels(summary: Summary, row: int) -> Array:
     Raises
     ------
     DataSetError
-        If it cannot be read, or lies in a container of many.
+        If it cannot be read any more.
     """
+    from histomae.data.datasets import open_dataset
     from histomae.data.pictures import read_picture
 
     picture = summary.pictures[row]
-    if picture.row is not None:
-        raise DataSetError(
-            f"{picture.name} lies in a container, which is not opened from here. Look "
-            "at it in the report."
-        )
-    return read_picture(picture.path)
+    if picture.row is None:
+        return read_picture(picture.path)
+    # It lies in a container, and its data set knows how.
+    return open_dataset(summary.root).read(picture)

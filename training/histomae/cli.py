@@ -836,7 +836,7 @@ class Evaluate:
             raise
         for line in lines(evaluation):
             say(line)
-        for note in (*evaluation.leaks, *evaluation.notes):
+        for note in (*(evaluation.leaks or ()), *evaluation.notes):
             say(f"- {note}")
         say(f"report: {write_report(evaluation, self.out)}")
 
