@@ -16,7 +16,7 @@ level over the whole slide. ``EDGE_TO_CENTRE`` below is the only half pixel ther
 
 Layers that we make carry ``metadata["histomae"]``, with the slide's id and a ``kind``:
 ``slide``, ``tissue``, ``heatmap``, ``classes``, ``picture``, ``outline`` or
-``annotations``. No other layer is ever touched.
+``annotations``; ``sample`` is a picture of no slide. No other layer is ever touched.
 """
 
 from __future__ import annotations
@@ -434,6 +434,34 @@ def show_picture(
         "visible": visible,
     }
     return _show(viewer, slide, "picture", name, rgb, attributes, viewer.add_image)
+
+
+def show_sample(
+    viewer: napari.viewer.Viewer, rgb: Array, name: str, mpp: float | None
+) -> Image:
+    """Show a picture of no slide, uint8 (H, W, 3), and go there.
+
+    It lies left of the origin, beside whatever is open, and takes the place of the one
+    shown before. ``mpp``: µm per pixel; None: its pixels are the world's.
+    """
+    for old in [x for x in viewer.layers if entry_of(x).get("kind") == "sample"]:
+        viewer.layers.remove(old)
+    scale = mpp or 1.0
+    high, wide = (side * scale for side in rgb.shape[:2])
+    layer = viewer.add_image(
+        rgb,
+        rgb=True,
+        name=name,
+        scale=(scale, scale),
+        translate=(0.0, -1.1 * wide),
+        units=("um", "um") if mpp else ("pixel", "pixel"),
+        axis_labels=("y", "x"),
+        metadata={KEY: {"kind": "sample"}},
+    )
+    eye = camera(viewer)
+    eye.center = (high / 2, -0.6 * wide)
+    eye.zoom = 0.6 * VIEW_PX / max(high, wide)
+    return layer
 
 
 def show_outline(

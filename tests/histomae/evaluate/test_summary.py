@@ -154,6 +154,13 @@ def test_it_says_when_ours_does_not_beat_colour(make_evaluation, tmp_path):
     same = tuple(replace(trial, candidate="colour histogram") for trial in tie.trials)
     drawn = summarise(replace(tie, trials=tie.trials + same))
     assert any("It does not beat colour histogram" in line for line in drawn.verdict)
+    worse = same[0].probabilities.copy()
+    right = worse.argmax(1) == tie.data.labels[same[0].tested]
+    worse[right.argmax()] = np.roll(worse[right.argmax()], 1)  # one picture less
+    nearly = (replace(same[0], probabilities=worse), *same[1:])
+    told = summarise(replace(tie, trials=tie.trials + nearly)).verdict
+    (line,) = [line for line in told if "It scores above colour histogram" in line]
+    assert "chance alone may explain" in line
     alone = summarise(tie)
     assert any("Nothing was examined beside it" in line for line in alone.verdict)
 

@@ -168,13 +168,13 @@ def leak_stamp(summary: Summary) -> tuple[str, str]:
     return "found", f"{many} {'leak was' if many == 1 else 'leaks were'} found"
 
 
-def figure_words(figure: Measured | None) -> str:
+def figure_words(figure: Measured | None, form: str = "%.3f") -> str:
     """Return ``0.812 ± 0.031``, as far as it is known."""
     if figure is None or math.isnan(figure.mean):
         return "–"
     if math.isnan(figure.std):
-        return f"{figure.mean:.3f}"
-    return f"{figure.mean:.3f} ± {figure.std:.3f}"
+        return form % figure.mean
+    return f"{form % figure.mean} ± {form % figure.std}"
 
 
 def spread_words(figure: Measured | Versus | None, form: str = "%.3f") -> str:
@@ -289,7 +289,7 @@ def _ours_plots(summary: Summary, score: Score) -> list[Plot]:
             "Calibration",
             "On the broken line it is as often right as it says; below, it is too "
             f"sure. Grey: how many predictions are so sure. Expected calibration "
-            f"error {score.calibration.ece:.3f}.",
+            f"error of all trials together {score.calibration.ece:.3f}.",
         ),
     ]
 

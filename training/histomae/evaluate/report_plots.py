@@ -112,7 +112,7 @@ def prepare(axes: Any, ink: Ink, *, grid: bool = True) -> None:
 
 def plot_confusion(
     axes: Any,
-    confusion: Array,
+    confusion: Array | Sequence[Sequence[int]],
     names: Sequence[str],
     ink: Ink,
     *,
@@ -130,17 +130,16 @@ def plot_confusion(
     from matplotlib.colors import LinearSegmentedColormap
 
     prepare(axes, ink, grid=False)
-    confusion = np.asarray(confusion)
-    total = confusion.sum(1, keepdims=True)
-    nothing = np.zeros(confusion.shape)
-    share = np.divide(confusion, total, out=nothing, where=total > 0)
+    matrix = np.asarray(confusion)
+    total = matrix.sum(1, keepdims=True)
+    share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
     shades = LinearSegmentedColormap.from_list("rows", [ink.faint, ink.strong])
     axes.pcolormesh(
         share, cmap=shades, vmin=0, vmax=1, edgecolors=ink.ground, linewidth=1.5
     )
     axes.invert_yaxis()
-    letters = ink.letters - (1 if len(confusion) <= 5 else 2)
-    for (row, column), count in np.ndenumerate(confusion):
+    letters = ink.letters - (0 if len(matrix) <= 5 else 1)
+    for (row, column), count in np.ndenumerate(matrix):
         axes.text(
             column + 0.5,
             row + 0.5,
@@ -151,7 +150,7 @@ def plot_confusion(
             color=ink.text,
             alpha=0.35 if count == 0 else 1.0,
         )
-    places = np.arange(len(confusion)) + 0.5
+    places = np.arange(len(matrix)) + 0.5
     beside = [int(n) for n in total[:, 0]]
     if counts is not None:
         beside = [counts.get(name, 0) for name in names]
@@ -203,7 +202,7 @@ def plot_calibration(axes: Any, found: Calibration, ink: Ink) -> None:
     axes.text(
         0.03,
         0.97,
-        f"ECE {found.ece:.3f}" if math.isfinite(found.ece) else "",
+        f"ECE {found.ece:.3f}, all together" if math.isfinite(found.ece) else "",
         transform=axes.transAxes,
         va="top",
         color=ink.text,

@@ -480,8 +480,7 @@ def _verdict(
     for test in versus:
         theirs = _figure(found, test.other, main)
         beats = mine.mean > theirs.mean
-        verb = "beats" if beats else "does not beat"
-        said.append(f"It {verb} {test.other} ({theirs.mean:.3f}){_doubt(test)}.")
+        said.append(_beside(test, theirs, beats=beats))
         if not beats and kinds.get(test.other) == COLOUR:
             said.append(
                 "What it knows of the tissue is worth no more here than a histogram "
@@ -499,12 +498,18 @@ def _figure(found: Sequence[Score], candidate: str, main: Setting) -> Measured:
     return there[0].figures[MAIN]
 
 
-def _doubt(test: Versus) -> str:
-    """Return what a test says of a difference between two candidates."""
-    if math.isnan(test.p):
-        return "; no test could be made"
-    sure = "" if test.p < SIGNIFICANT else ", which chance alone may explain"
-    return f"; p = {test.p:.2g} over patients{sure}"
+def _beside(test: Versus, theirs: Measured, *, beats: bool) -> str:
+    """Return how ours stands to another candidate, and how sure that is."""
+    known = not math.isnan(test.p)
+    p = f"p = {test.p:.2g} over patients" if known else "no test could be made"
+    if not beats:
+        return f"It does not beat {test.other} ({theirs.mean:.3f}; {p})."
+    if known and test.p < SIGNIFICANT:
+        return f"It beats {test.other} ({theirs.mean:.3f}; {p})."
+    return (
+        f"It scores above {test.other} ({theirs.mean:.3f}), but chance alone may "
+        f"explain that ({p})."
+    )
 
 
 def _spread(figure: Measured) -> str:
