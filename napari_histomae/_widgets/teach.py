@@ -419,14 +419,9 @@ class TeachDock(QWidget):
             if not agreed:
                 return
         if found.lacks_mpp:
+            asked = "µm per pixel of the images:"
             mpp, agreed = QInputDialog.getDouble(
-                self,
-                "Labelled images",
-                "µm per pixel of the images:",
-                0.25,
-                0.02,
-                10,
-                3,
+                self, "Labelled images", asked, 0.25, 0.02, 10, 3
             )
             if not agreed:
                 return
