@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.errors import HistomaeError
+from histomae.events import Heartbeat
 from histomae.slides.annotations import label_cells
 from histomae.slides.grid import TileGrid, TileSpec
 from histomae.slides.slide import default_mpp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
+    from pathlib import Path
 
     from histomae.data.classes import ClassSet
     from histomae.events import Event
@@ -143,6 +145,68 @@ def train_classifier(
     ]
     colors = {name: classes.color_of(name) for name in counts.taught}
     return (yield from teach(labelled, encoder, colors=colors, embed=cache.embed))
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A data set that was found, and what a person must say before it can teach.
+
+    ``tasks`` are the sets of classes that it offers; none: those of its files.
+    """
+
+    path: Path
+    kind: str
+    name: str
+    tasks: tuple[str, ...]
+    lacks_mpp: bool
+
+    @property
+    def task(self) -> str | None:
+        """The task where there is no choice."""
+        return self.tasks[0] if self.tasks else None
+
+
+def find_labelled_images(path: Path) -> Generator[Event, None, LabelledImages]:
+    """Find out which labelled images a folder or a table holds.
+
+    Raises
+    ------
+    DataSetError, LabelError
+        If it holds none.
+    """
+    from histomae.data.datasets import kind_of
+
+    yield Heartbeat()
+    kind = kind_of(path)
+    yield Heartbeat()
+    data = kind.open(path)
+    lacks_mpp = any(picture.mpp is None for picture in data.pictures)
+    return LabelledImages(path, kind.name, data.name, tuple(kind.tasks), lacks_mpp)
+
+
+def train_on_images(
+    load_encoder: Callable[[], TileEncoder],
+    found: LabelledImages,
+    task: str | None,
+    mpp: float | None,
+) -> Generator[Event, None, Probe]:
+    """Fit a probe to labelled images; those that cannot be read are left out.
+
+    Raises
+    ------
+    CheckpointError
+        If the model cannot be loaded.
+    UpsamplingError
+        If the images are coarser than the model's tiles.
+    NotEnoughDataError
+        If fewer than two classes have a tile.
+    """
+    from histomae.data.datasets import open_dataset
+    from histomae.learn.teach import teach_pictures
+
+    encoder = load_encoder()
+    data = open_dataset(found.path, found.kind, task=task)
+    return (yield from teach_pictures(data, encoder, mpp=mpp, skip_unreadable=True))
 
 
 def read_slide(

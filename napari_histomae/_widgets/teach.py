@@ -11,7 +11,9 @@ from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import (
     QFileDialog,
     QHBoxLayout,
+    QInputDialog,
     QLabel,
+    QMenu,
     QPushButton,
     QWidget,
 )
@@ -26,8 +28,10 @@ from napari_histomae._teaching import (
     Drawn,
     EmbeddingCache,
     count_tiles,
+    find_labelled_images,
     read_slide,
     train_classifier,
+    train_on_images,
 )
 from napari_histomae._widgets.common import (
     SPACING,
@@ -59,6 +63,7 @@ if TYPE_CHECKING:
     from histomae.models.probe import Probe
     from histomae.slides.slide import Slide
     from napari_histomae._jobs import Job
+    from napari_histomae._teaching import LabelledImages
 
 Color = tuple[int, int, int]
 
@@ -97,6 +102,12 @@ class TeachDock(QWidget):
             "Train", "Train a classifier on the tiles in the regions."
         )
         self.train.setMinimumWidth(90)
+        self.images = push_button(
+            "Labelled images…",
+            "Train a classifier on pictures instead: a public data set such as BRACS, "
+            "your own in a folder for each class, or a table (path,label,patient).",
+        )
+        self.images.setMenu(QMenu(self.images))
         self.summary = ElidedLabel()
         self.score = QLabel()
         self.score.setWordWrap(True)
@@ -130,6 +141,9 @@ class TeachDock(QWidget):
         self.regions.failed.connect(self.state.failed)
         self.regions.answer_keys_in(self)
         self.train.clicked.connect(self._on_train)
+        menu = self.images.menu()
+        menu.addAction("Folder…").triggered.connect(self._on_image_folder)
+        menu.addAction("Table (CSV)…").triggered.connect(self._on_image_table)
         self.show_map.clicked.connect(self._on_show_map)
         self.save_classifier.clicked.connect(self._on_save_classifier)
         self.load_classifier.clicked.connect(self._on_load_classifier)
@@ -147,7 +161,7 @@ class TeachDock(QWidget):
         layout.addWidget(self.first_step)
         layout.addLayout(side_by_side(QLabel("Model"), (self.model, 1)))
         layout.addWidget(self.regions)
-        layout.addLayout(side_by_side(self.train, (self.summary, 1)))
+        layout.addLayout(side_by_side(self.train, self.images, (self.summary, 1)))
         layout.addWidget(self.score)
         layout.addWidget(self.caveat)
         layout.addWidget(self.plot, 1)
@@ -197,6 +211,8 @@ class TeachDock(QWidget):
         problem = self._why_not_train()
         self.train.setText("Cancel" if self.working else "Train")
         why_disabled(self.train, "" if self.working else problem)
+        no_model = "" if self._session.model_path else "Choose a model first."
+        why_disabled(self.images, busy or no_model)
         self.summary.setText(problem or self._what_is_taught())
         no_map = self._why_no_map()
         why_disabled(self.show_map, busy or no_map)
@@ -373,7 +389,50 @@ class TeachDock(QWidget):
             lambda probe: self._on_trained(probe, revision),
         )
 
-    def _on_trained(self, probe: Probe, revision: int) -> None:
+    def _on_image_folder(self) -> None:
+        chosen = QFileDialog.getExistingDirectory(self, "The folder of the images")
+        if chosen:
+            self.teach_labelled_images(Path(chosen))
+
+    def _on_image_table(self) -> None:
+        chosen, _ = QFileDialog.getOpenFileName(
+            self, "The table of the images", str(Path.home()), "Tables (*.csv)"
+        )
+        if chosen:
+            self.teach_labelled_images(Path(chosen))
+
+    def teach_labelled_images(self, path: Path) -> None:
+        """Find out what labelled images a path holds, and train on them.
+
+        What it does not tell is asked: which classes, and the pixel size.
+        """
+        self._start(
+            lambda: find_labelled_images(path), f"Reading {path.name}", self._on_images
+        )
+
+    def _on_images(self, found: LabelledImages) -> None:
+        task, mpp = found.task, None
+        if len(found.tasks) > 1:
+            task, agreed = QInputDialog.getItem(
+                self, "Labelled images", "Which classes?", found.tasks, 0, False
+            )
+            if not agreed:
+                return
+        if found.lacks_mpp:
+            asked = "µm per pixel of the images:"
+            mpp, agreed = QInputDialog.getDouble(
+                self, "Labelled images", asked, 0.25, 0.02, 10, 3
+            )
+            if not agreed:
+                return
+        load = partial(self._session.encoder, self._session.model_path)
+        self._start(
+            lambda: train_on_images(load, found, task, mpp),
+            f"Training on {found.name}",
+            lambda probe: self._on_trained(probe, None),
+        )
+
+    def _on_trained(self, probe: Probe, revision: int | None) -> None:
         self._taught_revision = revision
         self._session.use_probe(probe)
         took = time.monotonic() - self._job_began
@@ -604,8 +663,9 @@ def _score_text(scores: dict[str, Any], path: Path | None) -> str:
 
 def _score_tip(scores: dict[str, Any]) -> str:
     regions, tiles = scores.get("regions", {}), scores.get("tiles", {})
+    group = scores.get("grouped_by", "region")
     lines = [
-        f"{name}: {count(regions.get(name, 0), 'region')}, {count(number, 'tile')}"
+        f"{name}: {count(regions.get(name, 0), group)}, {count(number, 'tile')}"
         for name, number in tiles.items()
     ]
     return "\n".join(lines)

@@ -880,6 +880,71 @@ def test_each_slide_has_its_regions(slide, regions, trained, tmp_path):
     complaint(said, "none.geojson cannot be read")
 
 
+@pytest.fixture(scope="module")
+def own_pictures(folder, pixels):
+    """A folder for each of two classes, six pictures each, cut from the slide."""
+    root = folder / "own"
+    for name, left in (("Spots", 70), ("Stripes", 500)):
+        (root / name).mkdir(parents=True)
+        for number, top in enumerate(range(70, 370, 50)):
+            part = pixels[top : top + 50, left : left + 100]
+            Image.fromarray(part).save(root / name / f"{number}.png")
+    return root
+
+
+def test_a_probe_from_pictures(own_pictures, trained, slide, tmp_path):
+    out = tmp_path / "own.probe"
+    common = ("--encoder", trained[0], "--out", out)
+    said = histomae("probe", "--data", own_pictures, *common)
+    complaint(said, "mpp", "does not tell the µm per pixel")
+    said = histomae("probe", "--data", own_pictures, "--picture-mpp=1", *common)
+    assert said.code == 0, said.err
+    assert "names no patients" in said.err
+    probe = Probe.load(out)
+    assert probe.class_names == ("Spots", "Stripes")
+    assert probe.scores["grouped_by"] == "picture"
+    assert "grouped by picture" in said.out
+    assert "Spots (18 tiles in 6 pictures)" in said.out
+    said = histomae(
+        *("predict", slide, "--encoder", trained[0], "--probe", out),
+        *("--out", tmp_path / "map"),
+    )
+    assert said.code == 0, said.err
+    assert (tmp_path / "map" / "walk.csv").exists()
+
+
+def test_a_probe_is_of_regions_or_of_pictures(own_pictures, trained, slide, tmp_path):
+    common = ("--encoder", trained[0], "--out", tmp_path / "a.probe")
+    said = histomae("probe", slide, "--data", own_pictures, *common)
+    complaint(said, "data", "Teach from one of both.")
+    said = histomae("probe", "--data", own_pictures, "--task=binary", *common)
+    complaint(said, "none called 'binary'", "Leave it out.")
+    said = histomae("probe", "--data", own_pictures, "--picture-mpp=3", *common)
+    complaint(said, "would invent detail")
+
+
+def test_data_sets_are_listed():
+    said = histomae("datasets")
+    assert said.code == 0
+    for words in ("bracs-roi: ", "4,539 pictures", "about 52 GB", "baac093", "binary@"):
+        assert words in said.out
+
+
+def test_a_download_is_checked(own_pictures, tmp_path):
+    said = histomae("datasets", "check", own_pictures)
+    assert said.code == 0
+    assert "12  pictures" in said.out
+    assert "nothing is wrong" in said.out
+    for name in ("ytma10_010704_benign1_ccd.tif", "ytma10_010704_malignant1_ccd.tif"):
+        Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / name)
+    (tmp_path / "more.png").write_bytes(b"")
+    said = histomae("datasets", "check", tmp_path)
+    complaint(said, "3 things wrong")
+    assert "wrong count: Benign: 1 pictures, officially 32" in said.out
+    assert "extra: more.png" in said.out
+    complaint(histomae("datasets", "check", tmp_path / "none"), "does not exist")
+
+
 def test_one_class_is_not_enough(slide, trained, tmp_path):
     path = tmp_path / "one.geojson"
     drawn = region(70, 70, 230, 170, "Spots", [0, 90, 180])

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import shapely
 import torch
+from PIL import Image
 from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QColorDialog, QFileDialog, QPushButton
+from qtpy.QtWidgets import QColorDialog, QFileDialog, QInputDialog, QPushButton
 
 from histomae.data.classes import BRACS_7
 from histomae.exchange.qupath import read_annotations, write_annotations
@@ -508,3 +509,69 @@ def test_nothing_is_cut_off_in_a_small_window(
                 assert button.width() >= button.sizeHint().width(), button.text()
         assert dock.regions.table.verticalScrollBar().maximum() == 0
     dock.shut()
+
+
+class TestLabelledImages:
+    @pytest.fixture
+    def images(self, tmp_path):
+        """Two classes of three pictures each, 130 x 70 px, told apart by colour."""
+        rng = np.random.default_rng(0)
+        for name, color in (("Pale", (220, 180, 200)), ("Dark", (90, 50, 130))):
+            for number in range(3):
+                noise = rng.integers(-9, 10, (70, 130, 3))
+                path = tmp_path / "images" / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((noise + color).astype(np.uint8)).save(path)
+        return tmp_path / "images"
+
+    @pytest.fixture
+    def answers(self, monkeypatch):
+        """Answer the dialogs: a folder, and 1 µm per pixel; note what was asked."""
+        asked = []
+
+        def answer(folder, *, agreed=True):
+            def say(*arguments):
+                asked.append(arguments[2])
+                return 1.0, agreed
+
+            monkeypatch.setattr(QInputDialog, "getDouble", say)
+            monkeypatch.setattr(
+                QFileDialog, "getExistingDirectory", lambda *_: str(folder)
+            )
+            return asked
+
+        return answer
+
+    def choose_folder(self, hand):
+        folder, _ = hand.dock.images.menu().actions()
+        folder.trigger()
+        hand.wait(lambda: not hand.dock.working)
+
+    def test_they_teach_a_classifier(self, hand, model_path, images, answers):
+        assert not hand.dock.images.isEnabled()
+        assert "Choose a model" in hand.dock.images.toolTip()
+        hand.use(model_path)
+        asked = answers(images)
+        assert hand.dock.images.isEnabled()
+        self.choose_folder(hand)
+        probe = hand.session.probe
+        assert asked == ["µm per pixel of the images:"]
+        assert probe.class_names == ("Dark", "Pale")
+        assert probe.scores["tiles"] == {"Dark": 24, "Pale": 24}
+        assert "Pictures of one patient" in hand.dock.caveat.text()
+        assert "names no patients" in hand.dock.state.text
+
+    def test_who_does_not_answer_changes_nothing(
+        self, hand, model_path, images, answers
+    ):
+        hand.use(model_path)
+        answers(images, agreed=False)
+        self.choose_folder(hand)
+        assert hand.session.probe is None
+
+    def test_a_folder_of_none_says_so(self, hand, model_path, tmp_path, answers):
+        hand.use(model_path)
+        answers(tmp_path)
+        self.choose_folder(hand)
+        assert "no data set that is known" in hand.dock.state.text
+        assert hand.session.probe is None

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from histomae.infer.embedder import EncoderChoice
     from histomae.infer.encoder import TileEncoder
     from histomae.learn.runs import RunFolder
+    from histomae.models.probe import Probe as FittedProbe
     from histomae.slides.slide import Slide
     from histomae.slides.tissue import TissueParams
 
@@ -187,17 +188,35 @@ class Pretrain(PretrainConfig, _Where):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """Teach an encoder classes from regions drawn on slides, and score it honestly.
+    """Teach an encoder classes from regions on slides or from pictures; score it.
 
-    The score is that of tiles whose region took no part in the training.
+    The score is that of tiles whose region, or patient, took no part in the training.
+    Pictures come from a data set ('histomae datasets' lists what is known) or are your
+    own: a folder for each class, or a table (CSV).
 
     $ histomae probe a.svs --regions a.geojson --encoder runs/first --out a.probe
+    $ histomae probe --data BRACS_RoI --encoder runs/first --out bracs.probe
     """
 
     slides: Slides = ()
     """Slide files, or addresses of them."""
-    regions: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")]
+    regions: Annotated[
+        tuple[Path, ...],
+        tyro.conf.arg(metavar="FILE [FILE ...]", help_behavior_hint=""),
+    ] = ()
     """GeoJSON files as QuPath writes them: one for each slide, in the same order."""
+    data: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER|FILE")] = None
+    """Or labelled pictures: a data set, folders of classes, or a table."""
+    kind: str = "auto"
+    """Which data set it is, as 'histomae datasets' names it; auto: it is found out."""
+    task: str | None = None
+    """Which of its tasks; None: its first, the finest classes."""
+    picture_mpp: float | None = None
+    """µm per pixel of pictures that do not tell it."""
+    allow_upsampling: bool = False
+    """Use pictures coarser than the encoder's tiles, too."""
+    skip_unreadable: bool = False
+    """Leave out pictures that cannot be read."""
     encoder: Encoder
     """A checkpoint of an encoder, or a run folder."""
     out: File
@@ -213,13 +232,42 @@ class Probe:
     def __call__(self) -> None:
         """Fit the probe."""
         from histomae.evaluate.describe import describe_weights
+
+        probe = self._of_regions() if self.data is None else self._of_data(self.data)
+        probe.save(self.out)
+        say("\n".join(describe_weights(self.out)))
+        say(f"probe: {self.out}")
+
+    def _of_data(self, path: Path) -> FittedProbe:
+        from histomae.data.datasets import open_dataset
+        from histomae.learn.teach import teach_pictures
+
+        if self.slides or self.regions:
+            raise ConfigError(
+                "data", "slides and regions are named too. Teach from one of both."
+            )
+        data = open_dataset(path, self.kind, task=self.task)
+        return show(
+            teach_pictures(
+                data,
+                _encoder(self.encoder, self.device),
+                mpp=self.picture_mpp,
+                pooling=self.pooling,
+                allow_upsampling=self.allow_upsampling,
+                skip_unreadable=self.skip_unreadable,
+            )
+        )
+
+    def _of_regions(self) -> FittedProbe:
         from histomae.exchange.qupath import read_annotations
         from histomae.learn.teach import LabelledSlide, teach
         from histomae.slides.remote import local_copies
         from histomae.slides.slide import Slide
 
         if not self.slides:
-            raise ConfigError("slides", "none is given. Name slides before --regions.")
+            raise ConfigError(
+                "slides", "none is given. Name slides before --regions; or --data."
+            )
         if len(self.slides) != len(self.regions):
             raise ConfigError(
                 "regions",
@@ -237,10 +285,7 @@ class Probe:
                 corner = slide.bounds_l0[:2]
                 drawn = read_annotations(regions, bounds_xy=corner, on_skipped=mention)
                 labelled.append(LabelledSlide(slide, drawn))
-            probe = show(teach(labelled, encoder, pooling=self.pooling))
-        probe.save(self.out)
-        say("\n".join(describe_weights(self.out)))
-        say(f"probe: {self.out}")
+            return show(teach(labelled, encoder, pooling=self.pooling))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -902,6 +947,74 @@ class Evaluate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Datasets:
+    """List the data sets that are known: what they need on disk, how to cite them.
+
+    'histomae datasets check' verifies a download.
+
+    $ histomae datasets
+    """
+
+    def __call__(self) -> None:
+        """Print the list."""
+        from histomae.data.datasets import KINDS
+
+        for kind in KINDS:
+            say(f"{kind.name}: {kind.title}")
+            told = {
+                "holds": f"{kind.total:,} pictures" if kind.total else "",
+                "disk": f"about {kind.disk_gb:g} GB" if kind.disk_gb else "",
+                "tasks": ", ".join(kind.tasks),
+                "name": kind.layout,
+                "from": kind.address,
+                "cite": kind.citation,
+            }
+            for word, text in told.items():
+                if text:
+                    say(f"  {word:<6}{text}")
+            for flaw in kind.flaws:
+                say(f"  note  {flaw}")
+            say("")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckDataset:
+    """Verify a download: official counts; missing, extra and unreadable files.
+
+    Every picture is read. The exit code is 1 where something is wrong.
+
+    $ histomae datasets check BreaKHis_v1
+    """
+
+    path: Annotated[
+        Path,
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="FOLDER|FILE", help_behavior_hint=""),
+    ]
+    """The folder of the data set, or a table."""
+    kind: str = "auto"
+    """Which data set it is, as 'histomae datasets' names it; auto: it is found out."""
+
+    def __call__(self) -> None:
+        """Print what is there, and what is wrong."""
+        from histomae.data.datasets import check_dataset
+
+        check = show(check_dataset(self.path, self.kind))
+        say(f"{check.kind.name}: {check.kind.title}")
+        for note in check.data.notes:
+            say(f"note: {note}")
+        for part, number in sorted(check.found.items()):
+            say(f"{number:>8,}  {part}")
+        say(f"{len(check.data):>8,}  pictures")
+        for line in check.wrong:
+            say(line)
+        if check.wrong:
+            complain(f"{self.path}: {_count(len(check.wrong), 'thing')} wrong.")
+            sys.exit(1)
+        say("nothing is wrong")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Say what files are: slides, checkpoints, probes, features and run folders.
 
@@ -1043,6 +1156,8 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "mask-check": MaskCheck,
     "judge": Judge,
     "evaluate": Evaluate,
+    "datasets": Datasets,
+    "datasets check": CheckDataset,
     "info": Info,
     "runs": Runs,
     "runs compare": CompareRuns,

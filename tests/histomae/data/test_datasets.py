@@ -277,6 +277,7 @@ class TestPcam:
             file["y"] = np.zeros((7, 1, 1, 1))
         with pytest.raises(DataSetError, match="7 labels"):
             opened(files)
+        (files / "camelyonpatch_level_2_split_test_y.h5").unlink()
         (files / "camelyonpatch_level_2_split_test_y.h5").write_bytes(b"cut off")
         with pytest.raises(DataSetError, match="cannot be read"):
             opened(files)

@@ -10,6 +10,7 @@ from histomae.data.pictures import (
     read_picture,
     readable,
     scan_sector,
+    tiles_of,
     whole_square,
 )
 from histomae.errors import DataSetError
@@ -105,3 +106,32 @@ def test_the_whole_picture_keeps_its_shape(shape):
     for found, side in ((high, shape[0]), (wide, shape[1])):
         assert len(found) == max(1, round(side * factor))
         assert abs((found[0] + found[-1]) / 2 - 31.5) <= 0.5
+
+
+class TestTiles:
+    @pytest.fixture
+    def places(self, position_picture):
+        """Red is x, green is y."""
+        return position_picture(250, 130)
+
+    def test_they_lie_edge_to_edge_in_the_middle(self, places):
+        tiles = tiles_of(places, 60, 1.0)
+        assert tiles.shape == (8, 60, 60, 3)
+        # 250 = 5 + 4 x 60 + 5, 130 = 5 + 2 x 60 + 5.
+        for number, tile in enumerate(tiles):
+            row, col = divmod(number, 4)
+            y, x = 5 + row * 60, 5 + col * 60
+            np.testing.assert_array_equal(tile, places[y : y + 60, x : x + 60])
+
+    def test_they_are_resampled(self, places):
+        tiles = tiles_of(places, 60, 2.0)
+        assert tiles.shape == (2, 60, 60, 3)
+        # A pixel is the middle of two, from the picture's sixth.
+        red = 5.5 + 2 * np.arange(120)
+        np.testing.assert_allclose(np.hstack(tiles)[30, 3:-3, 0], red[3:-3], atol=1)
+
+    def test_a_picture_as_large_as_a_tile_is_one(self, places):
+        square = places[:130, :130]
+        np.testing.assert_array_equal(tiles_of(square, 130, 1.0)[0], square)
+        assert len(tiles_of(square[1:], 130, 1.0)) == 0
+        assert len(tiles_of(np.zeros((256, 256, 3), np.uint8), 224, 256 / 224)) == 1

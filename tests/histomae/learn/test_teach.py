@@ -1,20 +1,30 @@
 """From drawn regions to a probe: groups, classes, colours, tiles that are missing."""
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import shapely
 
-from histomae.data.classes import OKABE_ITO
-from histomae.errors import NotEnoughDataError
-from histomae.events import Progress, result_of
+from histomae.data.classes import OKABE_ITO, ClassSet
+from histomae.data.labelled import LabelledPicture, LabelledSet
+from histomae.errors import (
+    ConfigError,
+    DataSetError,
+    NotEnoughDataError,
+    UpsamplingError,
+)
+from histomae.events import Note, Progress, result_of
 from histomae.infer.embed import Embeddings
 from histomae.learn.teach import (
     LabelledSlide,
     classes_of,
     embed_labelled,
+    embed_pictures,
     teach,
+    teach_pictures,
 )
 from histomae.slides.annotations import Annotation, label_cells
 from histomae.slides.grid import TileGrid, TileSpec
@@ -225,3 +235,121 @@ def test_a_grid_is_laid_over_each_slide(labelled):
     assert grids == [
         (item.slide, TileGrid.over(item.slide, ENCODER.spec)) for item in labelled
     ]
+
+
+class TestPictures:
+    """Pictures of a data set, whose colour tells the class."""
+
+    def embed(self, tiles, *, pooling=None):
+        self.batches.append(len(tiles))
+        assert tiles.dtype == np.uint8
+        assert tiles.shape[1:] == (50, 50, 3)
+        return np.hstack([tiles.mean((1, 2)), tiles.std((1, 2))]).astype(np.float32)
+
+    @pytest.fixture
+    def encoder(self):
+        self.batches = []
+        return SimpleNamespace(
+            encoder_id="e" * 16,
+            spec=TileSpec(50, 1.0),
+            poolings=("class_token", "mean"),
+            embed=self.embed,
+        )
+
+    @pytest.fixture
+    def data(self):
+        """Of each of 3 classes 4 patients, 3 pictures each: 230 x 120 px, 0.5 µm/px."""
+        pictures = tuple(
+            LabelledPicture(
+                path=Path(f"{label}{patient}{number}.png"),
+                label=label,
+                patient=f"{label}-{patient}",
+                mpp=0.5,
+            )
+            for label in range(3)
+            for patient in range(4)
+            for number in range(3)
+        )
+        return LabelledSet(
+            name="Colours",
+            root=Path(),
+            classes=ClassSet(("A", "B", "C"), (RED, GREEN, OKABE_ITO[0])),
+            pictures=pictures,
+            read=self.read,
+            notes=("Made up.",),
+        )
+
+    def read(self, picture):
+        if picture.path.name == "bad.png":
+            raise DataSetError("bad.png cannot be read.")
+        rng = np.random.default_rng(int(picture.path.stem))
+        pixels = np.full((120, 230, 3), 60, np.uint8)
+        pixels[..., picture.label] = 160
+        return pixels + rng.integers(0, 20, pixels.shape, np.uint8)
+
+    def test_a_probe_with_the_names_and_colours_of_the_set(self, data, encoder):
+        work = teach_pictures(data, encoder)
+        notes = []
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as stop:
+                probe = stop.value
+                break
+            if isinstance(event, Note):
+                notes.append(event.text)
+        assert probe.class_names == ("A", "B", "C")
+        assert probe.class_colors == data.classes.colors
+        assert (probe.tile_px, probe.mpp) == (50, 1.0)
+        assert probe.scores["balanced_accuracy"] == 1.0
+        assert probe.scores["grouped_by"] == "patient"
+        assert probe.scores["folds"] == 4
+        # 115 x 60 µm hold two tiles of 50 µm.
+        assert probe.scores["tiles"] == {"A": 24, "B": 24, "C": 24}
+        assert probe.scores["regions"] == {"A": 4, "B": 4, "C": 4}
+        assert probe.scores["data"] == "Colours"
+        assert notes[0] == "Made up."
+        assert "have 0.5 µm per pixel, the model's tiles 1: they are res" in notes[1]
+        assert sum(self.batches) == 72
+        assert max(self.batches) == 32
+
+    def test_tiles_stay_with_their_pictures(self, data, encoder):
+        tiles = result_of(embed_pictures(data, encoder))
+        assert tiles.labels.tolist() == np.repeat([0, 1, 2], 24).tolist()
+        assert tiles.groups.tolist() == np.repeat(np.arange(12), 6).tolist()
+        assert tiles.values[:, :3].argmax(1).tolist() == tiles.labels.tolist()
+
+    def test_a_class_without_a_tile_is_left_out(self, data, encoder):
+        some = data.among([row for row in range(36) if data.labels[row] != 1])
+        tiles = result_of(embed_pictures(some, encoder))
+        assert tiles.class_names == ("A", "C")
+        assert set(tiles.labels.tolist()) == {0, 1}
+
+    def test_pixel_sizes_are_asked_for_and_compared(self, data, encoder):
+        def at(mpp):
+            pictures = tuple(replace(one, mpp=mpp) for one in data.pictures)
+            return replace(data, pictures=pictures)
+
+        with pytest.raises(ConfigError, match="does not tell the µm per pixel of 000"):
+            result_of(embed_pictures(at(None), encoder))
+        assert len(result_of(embed_pictures(at(None), encoder, mpp=0.5)).labels) == 72
+        with pytest.raises(UpsamplingError, match=r"up to 2 µm per pixel; 1,.*coarser"):
+            result_of(embed_pictures(at(2.0), encoder))
+        up = result_of(embed_pictures(at(2.0), encoder, allow_upsampling=True))
+        assert len(up.labels) == 36 * 9 * 4
+        with pytest.raises(NotEnoughDataError, match="holds a tile of 50 µm"):
+            result_of(embed_pictures(at(0.1), encoder))
+
+    def test_an_unreadable_picture_is_named_or_skipped(self, data, encoder):
+        bad = replace(data.pictures[0], path=Path("bad.png"))
+        data = replace(data, pictures=(bad, *data.pictures[1:]))
+        with pytest.raises(DataSetError, match=r"bad\.png"):
+            result_of(embed_pictures(data, encoder))
+        work = list(embed_pictures(data, encoder, skip_unreadable=True))
+        assert Note("1 of 36 pictures left out: bad.png cannot be read.") in work
+
+    def test_pictures_without_patients_are_told(self, data, encoder):
+        alone = tuple(replace(p, patient=p.path.stem) for p in data.pictures)
+        probe = result_of(teach_pictures(replace(data, pictures=alone), encoder))
+        assert probe.scores["grouped_by"] == "picture"
+        assert "Pictures of one patient may stand" in probe.scores["caveat"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -190,6 +191,35 @@ def unreadable(
             bad[path] = error
     yield Progress("looking at pictures", len(paths), len(paths))
     return bad
+
+
+def tiles_of(picture: Pixels, tile_px: int, factor: float) -> Pixels:
+    """Cut a picture into tiles, edge to edge, what is left over shared by both sides.
+
+    Parameters
+    ----------
+    picture
+        uint8 (H, W, 3).
+    factor
+        Pixels of the picture for one of a tile; the picture is resampled.
+
+    Returns
+    -------
+    uint8 (n, tile_px, tile_px, 3), row by row; none of a picture smaller than a tile.
+    """
+    high, wide = (side / factor / tile_px for side in picture.shape[:2])
+    rows, cols = (math.floor(count + 1e-6) for count in (high, wide))
+    if not rows * cols:
+        return np.empty((0, tile_px, tile_px, 3), np.uint8)
+    size = (cols * tile_px, rows * tile_px)
+    left = (picture.shape[1] - size[0] * factor) / 2
+    top = (picture.shape[0] - size[1] * factor) / 2
+    box = (max(left, 0.0), max(top, 0.0), picture.shape[1] - max(left, 0.0))
+    resampled = Image.fromarray(picture).resize(
+        size, Image.Resampling.BICUBIC, (*box, picture.shape[0] - max(top, 0.0))
+    )
+    tiles = np.asarray(resampled).reshape(rows, tile_px, cols, tile_px, 3)
+    return tiles.swapaxes(1, 2).reshape(-1, tile_px, tile_px, 3)
 
 
 def readable(

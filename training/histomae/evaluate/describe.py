@@ -186,12 +186,18 @@ def _describe_probe(path: Path, probe: Probe) -> list[str]:
 def _counted(name: str, probe: Probe) -> str:
     """Return a class with what it was taught from, if the scores tell."""
     counts = []
-    for key in ("tiles", "regions"):
+    for key, what in (("tiles", "tile"), ("regions", _group_of(probe))):
         table = probe.scores.get(key)
         number = table.get(name) if isinstance(table, dict) else None
         if isinstance(number, int):
-            counts.append(f"{number} {key if number != 1 else key[:-1]}")
+            counts.append(f"{number} {what}" + "s" * (number != 1))
     return f"{name} ({' in '.join(counts)})" if counts else name
+
+
+def _group_of(probe: Probe) -> str:
+    """Return what its tiles were grouped by, such as a region."""
+    told = probe.scores.get("grouped_by")
+    return told if isinstance(told, str) else "region"
 
 
 def _confusion(probe: Probe) -> list[str]:
@@ -205,7 +211,10 @@ def _confusion(probe: Probe) -> list[str]:
         return []
     first = max(map(len, names))
     widths = [max(len(name), len(str(counts.max()))) for name in names]
-    lines = ["  tiles of regions it did not learn from, rows true, columns predicted:"]
+    groups = f"{_group_of(probe)}s"
+    lines = [
+        f"  tiles of {groups} it did not learn from, rows true, columns predicted:"
+    ]
     for title, row in [("", names), *zip(names, counts.tolist(), strict=True)]:
         cells = [f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)]
         lines.append(f"    {title:<{first}}  {'  '.join(cells)}")

@@ -50,6 +50,8 @@ SOFTEST = 10.0
 CAVEATS = {
     "region": "Training and test regions are of the same slides: on other patients it "
     "may do worse.",
+    "picture": "Pictures of one patient may stand on both sides: on other patients it "
+    "may do worse.",
     "slide": "Slides of one patient may stand on both sides: on other patients it may "
     "do worse.",
 }
@@ -105,7 +107,7 @@ def fit_probe(
     folds
         At most; fewer where a class has fewer groups.
     grouped_by
-        What a group is, for the report: region, slide or patient.
+        What a group is, for the report: region, slide, patient or picture.
 
     Returns
     -------
@@ -318,14 +320,14 @@ def _check_enough(labels: Array, names: tuple[str, ...], grouped_by: str) -> Non
     if len(names) < 2:
         raise NotEnoughDataError(
             f"{len(names)} class is not enough to tell classes apart. Add a second "
-            f"class and draw a {grouped_by} of it."
+            f"class and {_get(grouped_by)} a {grouped_by} of it."
         )
     counts = np.bincount(labels, minlength=len(names))
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         raise NotEnoughDataError(
-            f"No tile of {_listed(empty)}. Draw a {grouped_by} of each on tissue, or "
-            "remove the class."
+            f"No tile of {_listed(empty)}. {_get(grouped_by).capitalize()} a "
+            f"{grouped_by} of each on tissue, or remove the class."
         )
 
 
@@ -374,7 +376,8 @@ def summary(scores: dict[str, Any]) -> str:
     """Return the scores of a probe as a sentence or two for people."""
     grouped_by, unscored = scores["grouped_by"], scores["unscored"]
     more = (
-        f"{_listed(unscored)} cannot be scored: one {grouped_by} only. Draw a second."
+        f"{_listed(unscored)} cannot be scored: one {grouped_by} only. "
+        f"{_get(grouped_by).capitalize()} a second."
         if unscored
         else ""
     )
@@ -386,6 +389,11 @@ def summary(scores: dict[str, Any]) -> str:
         f"grouped by {grouped_by}, {scores['folds']} folds."
     )
     return f"{told} {more}".strip()
+
+
+def _get(grouped_by: str) -> str:
+    """Return how one comes by another group."""
+    return "draw" if grouped_by == "region" else "add"
 
 
 def _listed(names: list[str]) -> str:
