@@ -146,10 +146,10 @@ def _choosing(
 ) -> Array:
     """Return who chooses, bool (n,): whole patients of those who may learn.
 
-    Of all labels it is one part of four; of the fifth a quarter, or nobody where a
+    Of all labels it is one part of four; of a single part a quarter, or nobody where a
     class would be left without a patient on either side.
     """
-    if labels == ALL:
+    if labels == ALL and (learning & ~few).any():
         return few
     chosen = np.zeros(len(data), bool)
     at = np.flatnonzero(learning)
@@ -272,9 +272,8 @@ def breakhis_lines(evaluation: Evaluation) -> list[str]:
     for score, metric in SCORES.items():
         table = magnification_table(evaluation, metric)
         ats = sorted({at for row in table.values() for at, _ in row}, key=_number)
-        told.append(
-            f"{score}, taught and tested at  {'  '.join(map(_wide, ats))}  mean"
-        )
+        head = f"{score}, taught and tested at"
+        told.append(f"{head:<42}{'  '.join(map(_wide, ats))}  mean")
         for (candidate, labels), row in table.items():
             same = {at: row[at, at] for at in ats if (at, at) in row}
             cells = [_wide(_cell(same.get(at))) for at in ats]
@@ -284,9 +283,7 @@ def breakhis_lines(evaluation: Evaluation) -> list[str]:
     table = magnification_table(evaluation, SCORES["ILA"])
     for (candidate, labels), row in table.items():
         ats = sorted({at for pair in row for at in pair}, key=_number)
-        told.append(
-            f"ILA of {candidate}, labels: {labels}; rows taught at, across tested"
-        )
+        told.append(f"ILA of {candidate}, labels: {labels}: taught at, tested at")
         told.append(f"  {'':<6}{'  '.join(map(_wide, ats))}")
         for taught in ats:
             cells = [_wide(_cell(row.get((taught, at)))) for at in ats]
