@@ -38,6 +38,7 @@ from histomae.data.split_files import (
 )
 from histomae.data.tiling import LEAST_SHARE, Tiling
 from histomae.errors import ConfigError, NotEnoughDataError
+from histomae.evaluate import scores
 from histomae.evaluate.lessons import BOARD, FINE_TUNED, KNN, LINEAR, SGD, TEACHERS
 from histomae.evaluate.published import published
 from histomae.learn.finetune import FineTuning
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from histomae.evaluate.candidates import Candidate
+    from histomae.evaluate.trials import Evaluation
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -241,6 +243,10 @@ class Protocol:
     """What the protocol fixes of the settings."""
     check: Callable[[Sequence[Candidate]], None] = any_candidates
     setting_of: Callable[[Candidate], Mapping[str, str | float]] = nothing_varied
+    lines: Callable[[Evaluation], list[str]] = scores.lines
+    """Its table for a terminal."""
+    task: str | None = None
+    """Of the data set, unless asked otherwise; None: its first."""
     published: Callable[[str], tuple[Mapping[str, Any], ...]] | None = None
     """From the data set's name; None: those known for this protocol."""
     notes: tuple[str, ...] = ()
@@ -402,6 +408,18 @@ def _without_a_group(data: LabelledSet, settings: Settings) -> Schedule:
     return without_a_group(data, settings)
 
 
+def _at_each_magnification(evaluation: Evaluation) -> list[str]:
+    from histomae.evaluate.mpcs import breakhis_lines
+
+    return breakhis_lines(evaluation)
+
+
+def _beside_published(evaluation: Evaluation) -> list[str]:
+    from histomae.evaluate.mpcs import published_lines
+
+    return [*scores.lines(evaluation), *published_lines(evaluation.published)]
+
+
 def _of_one_staining(data: LabelledSet) -> LabelledSet:
     from histomae.evaluate.mpcs import of_one_staining
 
@@ -506,6 +524,8 @@ PROTOCOLS: dict[str, Protocol] = {
             "magnification, tested at all of them; five folds of patients, a fifth of "
             "the labels and all.",
             jobs=_at_magnifications,
+            lines=_at_each_magnification,
+            task="binary",
             tiling=Tiling(how="whole"),
             notes=(
                 "The paper chose the epoch on the fold that it tested; here patients "
@@ -520,6 +540,7 @@ PROTOCOLS: dict[str, Protocol] = {
             jobs=by_fractions,
             settle=_a_quarter_validates,
             prepare=_of_one_staining,
+            lines=_beside_published,
             tiling=Tiling(how="patches", patch_px=512, overlap=0.5, votes=True),
         ),
         Protocol(
@@ -528,6 +549,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "vote; each group of pictures is tested once by what learned from the "
             "others.",
             jobs=_without_a_group,
+            lines=_beside_published,
             tiling=Tiling(how="patches", patch_px=224, votes=True),
             notes=(
                 "The paper does not say that it keeps the pictures of an array "
