@@ -734,7 +734,8 @@ class Evaluate:
     """Examine encoders on labelled pictures as papers do, beside baselines.
 
     Protocols: linear, knn, finetune, few-label, transfer, leaderboard, sgd-probe,
-    mask-ratio, crop-size. In the same table stand the untrained encoder, ImageNet and
+    mask-ratio, crop-size; as MPCS does it: mpcs-breakhis, mpcs-bach, mpcs-bcc; and
+    busi. In the same table stand the untrained encoder, ImageNet and
     colour. Finished trials are kept: after Ctrl-C the same command goes on. It writes
     report.html, evaluation.json and CSV tables.
 
@@ -831,10 +832,9 @@ class Evaluate:
         from histomae.evaluate.examine import evaluate
         from histomae.evaluate.protocols import protocol_of, transfer
         from histomae.evaluate.report import write_report
-        from histomae.evaluate.scores import lines
 
         protocol, settings = protocol_of(self.protocol), self._settings()
-        data = self._open(self.data)
+        data = self._open(self.data, protocol.task)
         if protocol.name == "transfer":
             if self.test_data is None:
                 raise ConfigError("test_data", "is needed: the data set to test on.")
@@ -858,16 +858,16 @@ class Evaluate:
         except KeyboardInterrupt:
             mention(f"Finished trials are in {self.out}: the same command goes on.")
             raise
-        for line in lines(evaluation):
+        for line in protocol.lines(evaluation):
             say(line)
-        for note in (*evaluation.leaks, *evaluation.notes):
+        for note in (*(evaluation.leaks or ()), *evaluation.notes):
             say(f"- {note}")
         say(f"report: {write_report(evaluation, self.out)}")
 
-    def _open(self, path: Path) -> LabelledSet:
+    def _open(self, path: Path, task: str | None = None) -> LabelledSet:
         from histomae.data.datasets import only_readable, open_dataset
 
-        data = open_dataset(path, self.kind, task=self.task)
+        data = open_dataset(path, self.kind, task=self.task or task)
         if not self.skip_unreadable:
             return data
         return show(only_readable(data, skip_unreadable=True))
