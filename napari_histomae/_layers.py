@@ -15,8 +15,9 @@ with shapes rounded from the true factor, ``f`` is off by at most half a pixel o
 level over the whole slide. ``EDGE_TO_CENTRE`` below is the only half pixel there is.
 
 Layers that we make carry ``metadata["histomae"]``, with the slide's id and a ``kind``:
-``slide``, ``tissue``, ``heatmap``, ``classes``, ``picture``, ``outline`` or
-``annotations``; ``sample`` is a picture of no slide. No other layer is ever touched.
+``slide``, ``tissue``, ``heatmap``, ``classes``, ``picture``, ``outline``, ``lesion``
+or ``annotations``; ``sample`` is a picture of no slide. No other layer is ever
+touched.
 """
 
 from __future__ import annotations
@@ -64,6 +65,9 @@ COMPLAINT_EVERY_S = 60.0
 VIEW_PX = 700
 #: Regions without a class are drawn in this colour.
 NO_CLASS_COLOR: Color = (150, 150, 150)
+#: Lesions of a picture: Okabe and Ito's sky blue, which grey does not have.
+LESION_COLOR: Color = (86, 180, 233)
+LESION_OPACITY = 0.35
 #: Straight edges that stand for an ellipse.
 ELLIPSE_EDGES = 72
 
@@ -186,6 +190,33 @@ def slide_layer_data(
         "metadata": {KEY: slide_entry(slide)},
     }
     return levels, attributes, "image"
+
+
+def lesion_layer_data(slide: Slide, lesion: Array) -> tuple[Any, dict[str, Any], str]:
+    """Return a picture's lesions as napari's ``(data, attributes, "labels")``.
+
+    Parameters
+    ----------
+    lesion
+        bool (H, W), on the picture's own pixels.
+    """
+    attributes = {
+        "name": f"{slide.name} · lesion",
+        **raster_placement(slide, (0.0, 0.0), (1.0, 1.0)),
+        "colormap": _class_colormap([LESION_COLOR], None),
+        "features": _class_table(["lesion"]),
+        "opacity": LESION_OPACITY,
+        "axis_labels": ("y", "x"),
+        "metadata": {
+            KEY: {
+                "kind": "lesion",
+                "slide_id": slide.slide_id,
+                "path": str(slide.path),
+                "pixel_size_yx": list(pixel_size_yx(slide)),
+            }
+        },
+    }
+    return lesion.astype(np.uint8), attributes, "labels"
 
 
 def slide_entry(slide: Slide) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from psygnal import Signal
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from histomae.infer.closeup import CloseUp, Look
     from histomae.infer.encoder import TileEncoder
     from histomae.infer.predict import Prediction
+    from histomae.models.checkpoint import CheckpointHeader
     from histomae.models.probe import Probe
-    from histomae.slides.grid import TileSpec
     from histomae.slides.heatmap import Heatmap
     from histomae.slides.slide import Slide
     from napari_histomae._session import Session
@@ -143,17 +143,21 @@ def choices(class_names: Sequence[str], *, decoder: bool) -> list[MapChoice]:
 # ---- finding out
 
 
-def check_slide(slide: Slide, spec: TileSpec) -> None:
+def check_slide(slide: Slide, header: CheckpointHeader) -> None:
     """Refuse a slide that a model cannot read.
 
     Raises
     ------
+    CheckpointError
+        If the model was trained on pictures, and this is none.
     MissingMppError, UpsamplingError
         If its pixel size is unknown, or too coarse.
     """
     from histomae.slides.slide import check_mpp
 
-    check_mpp(slide, spec.mpp)
+    if header.mpp is None and slide.is_picture:
+        return
+    check_mpp(slide, header.known_mpp)
 
 
 def survey(
@@ -184,7 +188,13 @@ def survey(
     grid, cells = tissue_grid(slide, encoder)
     if probe is None:
         seen = yield from overview(
-            slide, encoder, grid, cells, block=look.block, head=look.head
+            slide,
+            encoder,
+            grid,
+            cells,
+            block=look.block,
+            head=look.head,
+            query=look.query,
         )
         return Findings(
             encoder.encoder_id,
@@ -208,8 +218,12 @@ def survey_more(
     findings: Findings,
     kind: str,
     look: Look,
+    probe: Probe | None = None,
 ) -> Generator[Event, None, Findings]:
-    """Add one of the ``EXTRA`` maps to what is known of a slide."""
+    """Add one of the ``EXTRA`` maps to what is known of a slide.
+
+    The probe is for Grad-CAM, where the look names a class.
+    """
     from histomae.infer.maps import attention_map, error_map
     from histomae.infer.predict import tissue_grid
 
@@ -217,7 +231,15 @@ def survey_more(
     grid, cells = tissue_grid(slide, encoder)
     if kind == ATTENTION:
         heatmap = yield from attention_map(
-            slide, encoder, grid, cells, block=look.block, head=look.head
+            slide,
+            encoder,
+            grid,
+            cells,
+            block=look.block,
+            head=look.head,
+            query=look.query,
+            probe=probe,
+            class_name=look.class_name,
         )
         return replace(findings, attention=heatmap)
     heatmap = yield from error_map(slide, encoder, grid, cells)
@@ -243,26 +265,46 @@ def look_at(
         Level-0 (x, y); or, if ``is_cell``, (row, column) of the encoder's grid.
     """
     from histomae.infer.closeup import look_closely
-    from histomae.slides.grid import TileGrid
 
     encoder = load_encoder()
-    grid = TileGrid.over(slide, encoder.spec)
+    grid = encoder.grid_over(slide)
     cell = (int(place[0]), int(place[1])) if is_cell else grid.cell_at(place)
     if cell is None:
         return None
     if probe is not None and probe.encoder_id != encoder.encoder_id:
         probe = None
-    return (yield from look_closely(slide, encoder, grid, cell, probe=probe, look=look))
+    return (
+        yield from look_closely(
+            slide, encoder, grid, cell, probe=probe, look=look, lesion=_lesion(slide)
+        )
+    )
 
 
 def look_once_more(
-    load_encoder: Callable[[], TileEncoder], closeup: CloseUp, look: Look
+    load_encoder: Callable[[], TileEncoder],
+    closeup: CloseUp,
+    look: Look,
+    *,
+    slide: Slide,
+    probe: Probe | None = None,
 ) -> Generator[Event, None, CloseUp]:
-    """Look at the same tile another way."""
+    """Look at the same tile of a slide another way."""
     from histomae.infer.closeup import look_again
 
     yield from ()
-    return look_again(closeup, load_encoder(), look)
+    lesion = _lesion(slide)
+    return look_again(closeup, load_encoder(), look, probe=probe, lesion=lesion)
+
+
+def _lesion(slide: Slide) -> Any:
+    """Return where a picture shows lesions, if masks that can be read lie beside it."""
+    from histomae.data.busi import lesion_at
+    from histomae.errors import DataSetError
+
+    try:
+        return lesion_at(slide.path) if slide.is_picture else None
+    except DataSetError:  # the reader has said it
+        return None
 
 
 def export(path: str | Path, slide: Slide, prediction: Prediction) -> int:

@@ -209,10 +209,16 @@ class TileLayers:
 
 
 def attention_name(look: Look, num_blocks: int) -> str:
-    """Return ``12/3``: block and head, counted from 1; ``12/mean``, ``12/rollout``."""
+    """Return ``12/3``: block and head, counted from 1; ``12/mean``, ``12/rollout``.
+
+    Looked at by the patches ``12/mean, patches``; of Grad-CAM its class.
+    """
+    if look.class_name:
+        return f"Grad-CAM {look.class_name}"
     block = look.block % num_blocks + 1
     head = look.head + 1 if isinstance(look.head, int) else look.head
-    return f"{block}/{head}"
+    by = ", patches" if look.query == "mean" else ""
+    return f"attention {block}/{head}{by}"
 
 
 def show_closeup(
@@ -245,7 +251,7 @@ def show_closeup(
         )
     else:
         _layers.remove(viewer, slide, f"{prefix}reconstruction")
-    name = f"{prefix}attention {attention_name(closeup.look, num_blocks)}"
+    name = prefix + attention_name(closeup.look, num_blocks)
     for old in tile_layers(viewer, slide):
         if _layers.entry_of(old)["kind"] == "heatmap":
             old.name = name
@@ -268,6 +274,7 @@ def show_closeup(
         if layer is not None:
             _layers.entry_of(layer)[TILE] = True
             layer.visible = seen
+    _layers.entry_of(looked)["attention"] = attention_name(closeup.look, num_blocks)
     return TileLayers(outline, looked, redrawn)
 
 

@@ -54,14 +54,17 @@ class ModelChooser(ElidedBox):
 
     @property
     def spec(self) -> TileSpec | None:
-        """The tiles that the model takes."""
+        """The tiles that the model takes; None too if it takes whole pictures."""
         from histomae.slides.grid import TileSpec
 
-        return (
-            TileSpec(self.header.tile_px, self.header.known_mpp)
-            if self.header
-            else None
-        )
+        if self.header is None or self.header.mpp is None:
+            return None
+        return TileSpec(self.header.tile_px, self.header.mpp)
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it was trained on whole pictures, which have no micrometres."""
+        return self.header is not None and self.header.mpp is None
 
     def shut(self) -> None:
         """Listen no more."""
@@ -111,7 +114,12 @@ class ModelChooser(ElidedBox):
             return "A model is made in Train. Choose one, or a file of one."
         if self.header is None:
             return str(path)
-        side_px, mpp = self.header.tile_px, self.header.known_mpp
+        side_px, mpp = self.header.tile_px, self.header.mpp
+        if mpp is None:
+            return (
+                f"{self.header.architecture}, whole pictures in {side_px} px, without "
+                f"micrometres\n{path}"
+            )
         return (
             f"{self.header.architecture}, tiles of {side_px * mpp:.0f} µm "
             f"({side_px} px at {mpp:.3g} µm)\n{path}"
@@ -159,9 +167,7 @@ def _header_of(path: Path) -> Generator[Event, None, Any]:
     from histomae.models.checkpoint import read_header
 
     yield from ()
-    header = read_header(path)
-    _ = header.known_mpp  # says that it is not for slides
-    return header
+    return read_header(path)
 
 
 def model_name(path: Path) -> str:

@@ -173,7 +173,9 @@ class ReviewDock(QWidget):
         def work() -> Generator[Event, None, Findings]:
             found = yield from _review.survey(load, probe, slide, cache, look)
             if kind in _review.EXTRA and not found.has(MapChoice(kind)):
-                found = yield from _review.survey_more(load, slide, found, kind, look)
+                found = yield from _review.survey_more(
+                    load, slide, found, kind, look, probe
+                )
             return found
 
         self._start(slide, work, fresh=True)
@@ -191,10 +193,10 @@ class ReviewDock(QWidget):
             return
         if kind not in _review.EXTRA:
             return
-        look = self.tile.look
+        look, probe = self.tile.look, self._session.probe
         self._start(
             slide,
-            lambda: _review.survey_more(load, slide, found, kind, look),
+            lambda: _review.survey_more(load, slide, found, kind, look, probe),
             fresh=False,
         )
 
@@ -301,6 +303,7 @@ class ReviewDock(QWidget):
     def _on_probe_changed(self) -> None:
         probe = self._session.probe
         self.tile.set_taught(probe is not None)
+        self.tile.set_classes(probe.class_names if probe else ())
         self.classifier.refresh()
         self.looker.look_again()
         self._refresh(begin=True)
@@ -342,18 +345,18 @@ class ReviewDock(QWidget):
 
     def _problem(self) -> str:
         """Return why the slide cannot be read with this model; empty if it can."""
-        slide, spec, probe = self.slide, self.model.spec, self._session.probe
+        slide, header, probe = self.slide, self.model.header, self._session.probe
         if slide is None:
             return NO_SLIDE
         if self._session.model_path is None:
             return NO_MODEL
-        if spec is None:
+        if header is None:
             return "The model is being opened."
         try:
-            _review.check_slide(slide, spec)
+            _review.check_slide(slide, header)
         except HistomaeError as error:
             return str(error)
-        if probe and (probe.tile_px, probe.mpp) != (spec.tile_px, spec.mpp):
+        if probe and (probe.tile_px, probe.mpp) != (header.tile_px, header.mpp):
             return "This classifier belongs to another model. Choose its own."
         return ""
 

@@ -15,9 +15,15 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from histomae.errors import HistomaeError, SlideError
+from histomae.errors import DataSetError, HistomaeError, SlideError
 from histomae.events import Event, Progress
-from histomae.slides.find import SHARED_SUFFIXES, SLIDE_SUFFIXES, find_slides
+from histomae.slides.find import (
+    SHARED_SUFFIXES,
+    SLIDE_SUFFIXES,
+    find_slides,
+    holds_pictures,
+    pictures_in,
+)
 from histomae.slides.grid import TileGrid, TileSpec
 from histomae.slides.slide import Slide, default_mpp
 from histomae.slides.tissue import (
@@ -58,12 +64,14 @@ class Survey:
     """What is known of the chosen slides.
 
     ``mpp`` is what an automatic pixel size comes to, µm; None while it is unknown.
-    ``tiles`` counts tiles with tissue.
+    ``tiles`` counts tiles with tissue; ``pictures``, where plain pictures are chosen in
+    the place of slides, these.
     """
 
     slides: tuple[Slide, ...] = ()
     mpp: float | None = None
     tiles: int | None = None
+    pictures: int | None = None
 
     @property
     def without_mpp(self) -> tuple[Slide, ...]:
@@ -97,7 +105,9 @@ class SlidesField(QWidget):
         self.files_button = QPushButton("Files…")
         self.files_button.setToolTip("Choose slide files; or drop them on this dock")
         self.folder_button = QPushButton("Folder…")
-        self.folder_button.setToolTip("Train on every slide in a folder")
+        self.folder_button.setToolTip(
+            "Train on every slide in a folder, or on its pictures, such as BUSI's"
+        )
         self.sample_button = QPushButton("Open the sample slide")
         self.sample_button.setToolTip(
             "A synthetic slide, made on this computer; nothing is downloaded"
@@ -233,6 +243,8 @@ class SlidesField(QWidget):
 
     def _words(self) -> str:
         found = self.survey
+        if found.pictures is not None:
+            return f"folder {self.paths[0].name} · {count(found.pictures, 'picture')}"
         number = len(found.slides) or len(self.paths)
         text = count(number, "slide" if self._chosen else "open slide")
         if not found.slides and self._chosen and self._chosen[0].is_dir():
@@ -253,7 +265,9 @@ class SlidesField(QWidget):
             self.choose(paths)
 
     def _on_folder(self) -> None:
-        folder = QFileDialog.getExistingDirectory(self, "Folder of slides to train on")
+        folder = QFileDialog.getExistingDirectory(
+            self, "Folder of slides, or of pictures, to train on"
+        )
         if folder:
             self.choose([folder])
 
@@ -314,7 +328,11 @@ def survey(
     ------
     SlideError
         If a slide cannot be opened or read.
+    DataSetError
+        If pictures are mixed with slides.
     """
+    if any(map(holds_pictures, paths)):
+        return _pictures(paths)
     slides = []
     for path in find_slides(paths):
         slides.append(known.get(str(path)) or Slide.open(path))
@@ -332,6 +350,22 @@ def survey(
         counted = _tiles_in(slide, TileSpec(tile_px, mpp or automatic), masks[key])
         tiles = None if tiles is None or counted is None else tiles + counted
     return Survey(tuple(slides), automatic, tiles)
+
+
+def _pictures(paths: Sequence[Path]) -> Survey:
+    """Count the pictures of a folder.
+
+    Raises
+    ------
+    DataSetError
+        If it is not one folder alone.
+    """
+    if len(paths) > 1 or not paths[0].is_dir():
+        raise DataSetError(
+            "Pictures are trained on by themselves. Choose one folder of them, or "
+            "slides alone."
+        )
+    return Survey(pictures=len(pictures_in(paths[0])))
 
 
 def _tiles_in(slide: Slide, spec: TileSpec, tissue: TissueMask) -> int | None:

@@ -227,6 +227,8 @@ class TeachDock(QWidget):
             return "Open a slide first."
         if self._session.model_path is None:
             return "Choose a model first."
+        if self.model.takes_pictures:
+            return "This model takes whole pictures. Choose one trained on slides."
         counts = self._counts
         if counts is None:
             return ""

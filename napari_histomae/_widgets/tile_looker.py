@@ -165,11 +165,11 @@ class TileLooker(QObject):
         closeup, slide, path = self.closeup, self._slide, self._session.model_path
         if closeup is None or slide is None or path is None:
             return
-        session, look = self._session, self._panel.look
+        session, look, probe = self._session, self._panel.look, self._session.probe
         self._start(
             slide,
             lambda: _review.look_once_more(
-                lambda: session.encoder(path), closeup, look
+                lambda: session.encoder(path), closeup, look, slide=slide, probe=probe
             ),
         )
 

@@ -50,6 +50,13 @@ STATISTICS = {
     "neighbours": "from visible neighbours",
     "true": "true (knows the hidden pixels)",
 }
+#: Who looks.
+QUERIES = {"class_token": "class token", "mean": "patches"}
+HEAD_TIP = "One head, the mean of all, or rollout through the blocks"
+STRENGTH_TIP = (
+    "Convolutions have no attention. Grad-CAM shows what speaks for a class that was "
+    "taught; strength how strongly the network answers at each place."
+)
 NO_DECODER = (
     "This model came without a decoder, so it cannot redraw. Choose last.safetensors "
     "of a run of a masked autoencoder."
@@ -79,6 +86,7 @@ class TilePanel(QWidget):
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._header: CheckpointHeader | None = None
+        self._classes_taught: tuple[str, ...] = ()
         self._seed = 0
         self._settle = QTimer(self)
         self._settle.setSingleShot(True)
@@ -103,7 +111,16 @@ class TilePanel(QWidget):
         self.invitation = QLabel("Draw regions of each class in Teach to name tiles.")
         self.invitation.setWordWrap(True)
         self.teach_button = QPushButton("Open Teach")
-        self.block, self.head = QComboBox(), QComboBox()
+        self.block, self.head, self.query = QComboBox(), QComboBox(), QComboBox()
+        for value, words in QUERIES.items():
+            self.query.addItem(words, value)
+        self.query.setToolTip(
+            "Who looks: the class token; or the patches on average, which is right for "
+            "models whose vectors are the mean of the patches"
+        )
+        self.lesion = QLabel()
+        self.lesion.setWordWrap(True)
+        self.lesion.setVisible(False)
         self.attention_box = QCheckBox("on slide")
         self.attention_box.setChecked(True)
         self.mask_ratio = QSlider(Qt.Orientation.Horizontal)
@@ -115,9 +132,8 @@ class TilePanel(QWidget):
         )
         self.new_mask = QPushButton("New mask")
         self.redrawn_box = QCheckBox("on slide")
-        for box in (self.block, self.head):
+        for box in (self.block, self.head, self.query):
             box.setSizePolicy(QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed)
-        self.head.setToolTip("One head, the mean of all, or rollout through the blocks")
         self.statistics = QComboBox()
         self.statistics.setSizePolicy(
             QSizePolicy.Policy.Ignored, QSizePolicy.Policy.Fixed
@@ -135,7 +151,7 @@ class TilePanel(QWidget):
         self.next.clicked.connect(lambda: self.step.emit(1))
         self.teach_button.clicked.connect(self.teach_asked)
         self._settle.timeout.connect(self.look_changed)
-        for box in (self.block, self.head, self.statistics):
+        for box in (self.block, self.head, self.query, self.statistics):
             box.activated.connect(lambda _: self.look_changed.emit())
         self.mask_ratio.valueChanged.connect(self._on_ratio_changed)
         self.new_mask.clicked.connect(self._on_new_mask)
@@ -164,10 +180,12 @@ class TilePanel(QWidget):
                 QLabel("Attention"),
                 self.block,
                 self.head,
+                self.query,
                 self.attention_box,
-                stretch=(1, 2),
+                stretch=(1, 2, 3),
             )
         )
+        layout.addWidget(self.lesion)
         layout.addLayout(
             _row(self.mask_label, self.mask_ratio, self.new_mask, stretch=(1,))
         )
@@ -183,9 +201,13 @@ class TilePanel(QWidget):
         """How to look at a tile."""
         from histomae.infer.closeup import Look
 
+        head: Any = self.head.currentData() if self.head.count() else "mean"
+        of_class = isinstance(head, tuple)  # Grad-CAM
         return Look(
             block=self.block.currentData() if self.block.count() else -1,
-            head=self.head.currentData() if self.head.count() else "mean",
+            head="mean" if of_class else head,
+            query=self.query.currentData(),
+            class_name=head[1] if of_class else "",
             mask_ratio=self.mask_ratio.value() / 100,
             seed=self._seed,
             statistics=self.statistics.currentData(),
@@ -213,11 +235,7 @@ class TilePanel(QWidget):
         for block in range(blocks):
             self.block.addItem(f"block {block + 1}", block)
         self.block.setCurrentIndex(blocks - 1)
-        self.head.clear()
-        self.head.addItem("mean", "mean")
-        for head in range(heads):
-            self.head.addItem(f"head {head + 1}", head)
-        self.head.addItem("rollout", "rollout")
+        self._offer_heads(heads)
         percent = round(100 * header.mask_ratio) if header else 75
         self.mask_ratio.blockSignals(True)
         self.mask_ratio.setValue(percent)
@@ -230,6 +248,34 @@ class TilePanel(QWidget):
         self.statistics.setEnabled(
             header is not None and not missing and header.norm_pix
         )
+
+    def set_classes(self, names: Sequence[str]) -> None:
+        """Offer Grad-CAM of the classes that are taught, where a model has no heads."""
+        if tuple(names) != self._classes_taught:
+            self._classes_taught = tuple(names)
+            header = self._header
+            self._offer_heads(header.encoder.num_heads if header else 0)
+
+    def _offer_heads(self, heads: int) -> None:
+        """List the heads of a ViT; of convolutions the classes that Grad-CAM takes."""
+        before = self.head.currentText()
+        self.head.clear()
+        convolutional = self._header is not None and not hasattr(
+            self._header.encoder, "patch_size"
+        )
+        for box in (self.block, self.query):
+            box.setVisible(not convolutional)
+        if convolutional:
+            for name in self._classes_taught:
+                self.head.addItem(f"Grad-CAM: {name}", ("class", name))
+            self.head.addItem("strength", "mean")
+        else:
+            self.head.addItem("mean", "mean")
+            for head in range(heads):
+                self.head.addItem(f"head {head + 1}", head)
+            self.head.addItem("rollout", "rollout")
+        self.head.setToolTip(STRENGTH_TIP if convolutional else HEAD_TIP)
+        self.head.setCurrentIndex(max(0, self.head.findText(before)))
 
     def set_steps(self, reason: str) -> None:
         """Allow to step from one uncertain tile to the next, or say why not."""
@@ -247,6 +293,7 @@ class TilePanel(QWidget):
     def clear(self) -> None:
         """Show no tile."""
         self.title.setText("Click a tile on the slide")
+        self.lesion.setVisible(False)
         for picture in self.pictures.pictures.values():
             picture.set_array(None)
         self.pictures.captions[ERROR].setText("error")
@@ -266,9 +313,16 @@ class TilePanel(QWidget):
             Of the probabilities; empty without a classifier.
         """
         row, col = closeup.cell
-        x_mm, y_mm = closeup.centre_mm
-        self.title.setText(f"Tile {row}, {col} · {x_mm:.2f} mm, {y_mm:.2f} mm")
-        self.title.setToolTip("Row, column · the centre from the slide's corner, x, y")
+        if closeup.centre_mm is None:
+            self.title.setText("The whole picture")
+            self.title.setToolTip("As the model sees it")
+        else:
+            x_mm, y_mm = closeup.centre_mm
+            self.title.setText(f"Tile {row}, {col} · {x_mm:.2f} mm, {y_mm:.2f} mm")
+            self.title.setToolTip("Row, column · centre from the slide's corner, x, y")
+        self.lesion.setVisible(closeup.lesion is not None)
+        if closeup.lesion is not None:
+            self.lesion.setText(closeup.lesion.words())
         pictures = self.pictures.pictures
         pictures[TILE].set_array(closeup.tile)
         pictures[ATTENTION].set_array(_coloured(closeup.attention, "magma"))

@@ -154,6 +154,7 @@ class TrainDock(QWidget):
         self._asked = self._saved = self._is_shut = False
         self._problem = ""
         self._made_name = ""
+        self._what = "crop"
         self._tick = QTimer(self)
         self._tick.setSingleShot(True)
         self._tick.setInterval(TICK_MS)
@@ -481,6 +482,8 @@ class TrainDock(QWidget):
             return ConfigError("slides", "Open a slide, or choose some, first.")
         if self.slides.problem:
             return ConfigError("slides", self.slides.problem)
+        if self.slides.survey.pictures is not None and config.mpp is not None:
+            return ConfigError("mpp", "Pictures are taken whole: leave it on auto.")
         if self.slides.survey.without_mpp:
             name = self.slides.survey.without_mpp[0].path.name
             return ConfigError("slides", f"Enter the pixel size of {name} first.")
@@ -596,6 +599,7 @@ class TrainDock(QWidget):
         match event:
             case Started():
                 self._say_what_is_shown(event.method)
+                self._what = event.what
                 self.state.working(
                     f"{count(event.crops, event.what)} for training, "
                     f"{event.held_out_crops} held out · {event.device}"
@@ -641,7 +645,7 @@ class TrainDock(QWidget):
         text = f"{how} after {count(event.step, 'step')}."
         held_out = self.plot.held_out_at(event.step)
         if held_out is not None:
-            text += f" Loss on crops held out: {held_out:.3f}."
+            text += f" Loss on {self._what}s held out: {held_out:.3f}."
         if self._run is not None and self._run.last.exists():
             if self._session.model_path is None:
                 self._session.use_model(self._run.last)
@@ -746,7 +750,8 @@ class TrainDock(QWidget):
         elif self.slides.paths and self._problem:
             self.state.idle("Something above is marked: mend it to begin.")
         elif self.slides.paths:
-            self.state.idle("Press Start to train an encoder on these slides.")
+            on = "slides" if self.slides.survey.pictures is None else "pictures"
+            self.state.idle(f"Press Start to train an encoder on these {on}.")
         else:
             self.state.idle("Open a slide to train on, or drop slide files here.")
 

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -972,6 +973,37 @@ def test_objects_that_are_no_regions_are_mentioned(slide, regions, trained, tmp_
     assert said.code == 0
     assert "6 regions read; 1 of 7 objects left out" in said.err
     assert "left out" not in said.out
+
+
+def test_attend_on_pictures_tells_the_share_of_the_lesion(tmp_path):
+    random = np.random.default_rng(0)
+    folder, run, out = (tmp_path / name for name in ("pictures", "run", "out"))
+    whole = tmp_path / "whole.toml"
+    whole.write_text(RECIPE.replace("mpp = 1.0", ""))
+    folder.mkdir()
+    for number in range(1, 7):
+        pixels = random.integers(0, 256, (40, 60), np.uint8)
+        Image.fromarray(pixels).save(folder / f"benign ({number}).png")
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 15:45] = 255
+    Image.fromarray(mask).save(folder / "benign (2)_mask.png")
+    said = histomae(
+        *("pretrain", folder, "--recipe", whole, "--run", run, "--epochs", 1),
+        *("--in-chans", 1, "--batch-size", 2, "--warmup-epochs", 0),
+    )
+    assert said.code == 0, said.err
+    said = histomae("attend", folder, "--encoder", run, "--out", out)
+    assert said.code == 0, said.err
+    assert len(list(out.glob("*.attention.npz"))) == 6
+    (told,) = [line for line in said.out.splitlines() if "lesion" in line]
+    assert re.match(r"benign \(2\): \d+% of the attention .* 25% of the pic", told)
+    said = histomae("attend", folder, "--encoder", run, "--out", out, "--query", "mean")
+    assert said.code == 0, said.err
+    assert told not in said.out.splitlines()
+    said = histomae(
+        "attend", folder, "--encoder", run, "--out", out, "--class-name", "a"
+    )
+    complaint(said, "class_name", "Give both")
 
 
 @pytest.fixture(scope="module")

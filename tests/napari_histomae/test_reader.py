@@ -293,3 +293,72 @@ def test_real_slides_open_fast(viewer, shared_data, complaints, name, levels, mp
     assert len(layer.data) == levels
     assert layer.scale == pytest.approx((mpp, mpp), rel=1e-3)
     assert complaints.texts == []
+
+
+@pytest.fixture
+def busi(tmp_path):
+    """A folder in BUSI's layout: three pictures, one with two masks."""
+    random = np.random.default_rng(0)
+    for kind in ("benign", "malignant", "normal"):
+        folder = tmp_path / "BUSI" / kind
+        folder.mkdir(parents=True)
+        pixels = random.integers(0, 200, (60, 80), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{kind} (1).png")
+    for end, x in (("_mask", 10), ("_mask_1", 40)):
+        mask = np.zeros((60, 80), np.uint8)
+        mask[20:30, x : x + 10] = 255
+        Image.fromarray(mask).save(tmp_path / f"BUSI/benign/benign (1){end}.png")
+    return tmp_path / "BUSI"
+
+
+class TestPictures:
+    def test_those_of_known_data_sets_are_claimed(self, busi, tmp_path):
+        picture = tmp_path / "holiday.png"
+        Image.new("RGB", (20, 20)).save(picture)
+        assert get_reader(str(picture)) is None
+        Image.new("L", (20, 20)).save(tmp_path / "holiday_mask.png")
+        assert get_reader(str(picture)) is read_slides
+        for path in (busi, busi / "benign", busi / "benign" / "benign (1).png"):
+            assert get_reader(str(path)) is read_slides
+        assert get_reader(str(tmp_path / "holiday_mask.png")) is None
+
+    def test_one_opens_in_pixels_with_its_lesion(self, viewer, busi, complaints):
+        picture, lesion = open_in(viewer, busi / "benign" / "benign (1).png")
+        assert (picture.name, lesion.name) == ("benign (1)", "benign (1) · lesion")
+        assert picture.scale.tolist() == lesion.scale.tolist() == [1, 1]
+        assert {str(unit) for unit in picture.units} == {"pixel"}
+        assert lesion.data.sum() == 200
+        assert lesion.data[20:30, 40:50].all()
+        np.testing.assert_array_equal(lesion.translate, [0, 0])
+        assert complaints.texts == []  # nobody is asked for micrometres
+        (slide,) = Session.of(viewer).slides
+        assert slide.is_picture
+
+    def test_a_folder_opens_one_and_lists_all(self, viewer, busi):
+        open_in(viewer, busi)
+        chooser = viewer.window.dock_widgets["Pictures"]
+        rows = [chooser.names.item(i).text() for i in range(chooser.names.count())]
+        assert rows == [
+            *("benign/benign (1).png", "malignant/malignant (1).png"),
+            "normal/normal (1).png",
+        ]
+        assert [x.name for x in viewer.layers] == ["benign (1)", "benign (1) · lesion"]
+        chooser.names.setCurrentRow(2)
+        assert [x.name for x in viewer.layers] == ["normal (1)"]
+        chooser.names.setCurrentRow(0)
+        assert [x.name for x in viewer.layers] == ["benign (1)", "benign (1) · lesion"]
+        open_in(viewer, busi / "malignant")  # one picture: the list stays as it is
+        assert len(viewer.layers) == 3
+
+    def test_a_mask_that_does_not_fit_costs_only_the_lesion(
+        self, viewer, busi, complaints
+    ):
+        Image.new("L", (5, 5)).save(busi / "benign" / "benign (1)_mask.png")
+        (picture,) = open_in(viewer, busi / "benign" / "benign (1).png")
+        assert picture.name == "benign (1)"
+        assert "without its lesion" in complaints.texts[0]
+
+    def test_a_damaged_one_is_a_sentence(self, viewer, busi, complaints):
+        (busi / "normal" / "normal (1).png").write_bytes(b"no picture")
+        assert open_in(viewer, busi / "normal" / "normal (1).png") == []
+        assert "normal (1).png cannot be read" in complaints.texts[0]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from qtpy.QtWidgets import QWidget
 
 from histomae.infer.encoder import TileEncoder
@@ -17,6 +18,8 @@ from histomae.models.checkpoint import (
     checkpoint_tensors,
     save_checkpoint,
 )
+from histomae.models.cnn import CnnSpec
+from histomae.models.encoders import build
 from histomae.models.mae import DecoderSpec, MaskedAutoencoder
 from histomae.models.probe import Probe
 from histomae.models.vit import EncoderSpec
@@ -833,3 +836,124 @@ def test_hooks_need_no_dock(viewer):
 
 def test_the_widget_is_a_widget(dock):
     assert isinstance(dock, QWidget)
+
+
+# ---- pictures, and convolutions
+
+
+@pytest.fixture
+def picture_path(tmp_path):
+    random = np.random.default_rng(0)
+    pixels = np.zeros((120, 160, 3), np.uint8)
+    pixels[10:110, 20:140] = random.integers(60, 200, (100, 120, 1))
+    Image.fromarray(pixels).save(tmp_path / "benign (1).png")
+    mask = np.zeros((120, 160), np.uint8)
+    mask[30:60, 50:90] = 255
+    Image.fromarray(mask).save(tmp_path / "benign (1)_mask.png")
+    return tmp_path / "benign (1).png"
+
+
+def test_a_picture_is_looked_at_with_a_model_of_pictures(
+    dock, viewer, session, picture_path, tmp_path, qtbot, run, look
+):
+    session.open_paths([picture_path])
+    session.use_model(
+        save_model(tmp_path / "us.safetensors", mpp=None, scan_sector=True)
+    )
+    qtbot.waitUntil(lambda: dock.model.header is not None, timeout=PATIENCE_MS)
+    assert dock.model.spec is None
+    assert "whole pictures" in dock.model.toolTip()
+    assert not dock.tissue.isVisibleTo(dock)
+    run(dock)
+    assert "benign (1) · attention" in names(viewer)
+    slide = session.slide
+    press_mouse(viewer, (60, 50), slide)
+    look(dock)
+    closeup = dock.looker.closeup
+    assert dock.tile.title.text() == "The whole picture"
+    assert closeup.lesion.area == pytest.approx(0.1, abs=0.02)
+    assert dock.tile.lesion.text() == closeup.lesion.words()
+    assert dock.tile.lesion.isVisibleTo(dock)
+    layer = viewer.layers["benign (1) · attention 2/mean"]
+    # The scan of 120 x 100 px is as wide as the tile; above and below is black.
+    x0, y0, x1, y1 = closeup.box_l0
+    assert (x0, x1) == pytest.approx((20, 140))
+    assert (y0 + y1) / 2 == pytest.approx(60, abs=2)
+    np.testing.assert_allclose(edges_um(layer), box_um(slide, closeup.box_l0), atol=0.6)
+    before = closeup.attention
+    dock.tile.query.setCurrentIndex(1)
+    dock.tile.query.activated.emit(1)
+    look(dock)
+    assert not np.allclose(dock.looker.closeup.attention, before)
+    assert "benign (1) · attention 2/mean, patches" in names(viewer)
+
+
+def test_what_does_not_fit_together_is_said(
+    dock, viewer, session, picture_path, slide_path, model_path, tmp_path, qtbot
+):
+    session.open_paths([picture_path])
+    session.use_model(model_path)
+    qtbot.waitUntil(lambda: dock.model.header is not None, timeout=PATIENCE_MS)
+    assert not dock.run_button.isEnabled()
+    assert "model that was trained on pictures" in dock.run_button.toolTip()
+    pictures = save_model(tmp_path / "us.safetensors", mpp=None)
+    session.use_model(pictures)
+    qtbot.waitUntil(lambda: dock.model.takes_pictures, timeout=PATIENCE_MS)
+    assert dock.run_button.isEnabled()
+    session.open_paths([slide_path])
+    viewer.layers.selection.active = viewer.layers["ellipse"]
+    assert not dock.run_button.isEnabled()
+    assert "one that was trained on slides" in dock.run_button.toolTip()
+
+
+@pytest.fixture(scope="module")
+def network_path(tmp_path_factory):
+    """A convolutional encoder."""
+    spec = CnnSpec("efficientnet_b2", 64)
+    network = build(spec, generator=torch.Generator().manual_seed(0)).eval()
+    with torch.no_grad():
+        network.train()(torch.rand(4, 3, 64, 64))
+    changes = {"architecture": "efficientnet_b2", "encoder": spec, "decoder": None}
+    header = header_of(**changes, tile_px=64, method="mpcs", mask_ratio=0.0)
+    path = tmp_path_factory.mktemp("network") / "network.safetensors"
+    save_checkpoint(path, header, network.eval().state_dict())
+    return path
+
+
+def test_grad_cam_stands_for_attention(
+    dock, viewer, session, slide_path, network_path, qtbot, run, look
+):
+    session.open_paths([slide_path])
+    session.use_model(network_path)
+    qtbot.waitUntil(lambda: dock.model.header is not None, timeout=PATIENCE_MS)
+    assert [dock.tile.head.itemText(0)] == ["strength"]
+    encoder = TileEncoder.load(network_path, device="cpu")
+    random = np.random.default_rng(0)
+    probe = Probe(
+        mean=np.zeros(1408),
+        std=np.ones(1408),
+        weight=random.normal(size=(2, 1408)),
+        bias=np.zeros(2),
+        class_names=NAMES[:2],
+        class_colors=COLORS[:2],
+        encoder_id=encoder.encoder_id,
+        tile_px=64,
+        mpp=MPP,
+        pooling="mean",
+    )
+    session.use_probe(probe)
+    shown = [dock.tile.head.itemText(i) for i in range(dock.tile.head.count())]
+    assert shown == ["Grad-CAM: Duct", "Grad-CAM: Stroma", "strength"]
+    assert not dock.tile.query.isVisibleTo(dock)
+    dock.tile.head.setCurrentIndex(1)
+    place = (900, 700)
+    press_mouse(viewer, place, session.slide)
+    look(dock)
+    tile = dock.looker.closeup.tile
+    expected = encoder.grad_cam(tile[None], probe, "Stroma")[0]
+    layer = viewer.layers["ellipse · Grad-CAM Stroma"]
+    np.testing.assert_allclose(layer.data, expected, rtol=1e-3, atol=1e-6)
+    assert _layers.entry_of(layer)["attention"] == "Grad-CAM Stroma"
+    choose_map(dock, "attention")
+    run(dock)
+    assert "ellipse · attention" in names(viewer)

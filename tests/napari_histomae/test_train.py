@@ -588,3 +588,22 @@ def _in_order(box):
     """The buttons of a question: leave, stop, do not close."""
     words = ["Leave it running", "Stop and keep", "Do not close"]
     return sorted(box.buttons(), key=lambda button: words.index(button.text()))
+
+
+def test_a_folder_of_pictures_is_trained_on(dock, tmp_path, qtbot, slide_path):
+    for number in range(3):
+        pixels = np.full((40, 60), 40 * number, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"benign ({number}).png")
+    Image.new("L", (60, 40)).save(tmp_path / "benign (0)_mask.png")
+    dock.slides.choose([tmp_path])
+    qtbot.waitUntil(lambda: dock.slides.survey.pictures == 3, timeout=20000)
+    assert dock.slides.label.text() == f"folder {tmp_path.name} · 3 pictures"
+    assert dock.start_button.isEnabled()
+    assert "on these pictures" in dock.state.text
+    assert dock.config().slides == (str(tmp_path),)
+    dock._on_event(Started("mae", 0, 9, 3, 1, 9, "cpu", "f32", None, what="picture"))
+    assert "3 pictures for training" in dock.state.text
+    dock.slides.choose([tmp_path, slide_path])
+    qtbot.waitUntil(lambda: bool(dock.slides.problem), timeout=20000)
+    assert "one folder of them" in dock.slides.problem
+    assert not dock.start_button.isEnabled()

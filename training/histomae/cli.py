@@ -27,6 +27,7 @@ from histomae.config import METHOD_DEFAULTS, PretrainConfig, load_recipe
 from histomae.errors import (
     CheckpointError,
     ConfigError,
+    DataSetError,
     HistomaeError,
     NotEnoughDataError,
     RunError,
@@ -64,8 +65,10 @@ ABOUT = (
     "device. 'histomae pretrain --help' tells more of a command."
 )
 #: What is wrong with one slide of several: the others are still done.
-OF_ONE_SLIDE = (SlideError, UpsamplingError, NotEnoughDataError)
+OF_ONE_SLIDE = (SlideError, DataSetError, UpsamplingError, NotEnoughDataError)
 BAR = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt}{postfix}"
+#: What --breakhis of the command sample is told.
+TREE = ("cases", "sets", "seed", "width_px")
 #: Without a terminal a line tells of the progress so often, seconds.
 LINE_EVERY_S = 10.0
 
@@ -437,34 +440,55 @@ class Reconstruct(_OnSlides):
 
 @dataclass(frozen=True, kw_only=True)
 class Attend(_OnSlides):
-    """Map where the encoder looks in every tile of a slide.
+    """Map where the encoder looks in every tile of a slide, or in whole pictures.
 
     For each slide it writes NAME.attention.png, the map over the slide, and its numbers
-    as NAME.attention.npz: 1 is a patch that stands out in nothing.
+    as NAME.attention.npz: 1 is a patch that stands out in nothing. Convolutions have no
+    attention; of them --probe and --class-name map what speaks for a class (Grad-CAM).
+    Of a picture with a mask of its lesion beside it, it says how much of the attention
+    lies on the lesion.
 
     $ histomae attend a.svs --encoder runs/first --head rollout --out results
+    $ histomae attend Dataset_BUSI_with_GT --encoder runs/busi --out results
     """
 
     block: int = -1
     """The transformer block; -1 is the last."""
     head: Literal["mean", "rollout"] | int = "mean"
     """A head's number, mean over the heads, or rollout through all blocks."""
+    query: Literal["class_token", "mean"] = "class_token"
+    """Who looks: the class token; or the patches on average, for models whose vectors
+    are the mean of the patches."""
+    probe: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """A probe fitted to this encoder, for Grad-CAM."""
+    class_name: str = ""
+    """Its class that Grad-CAM asks for."""
 
     def __call__(self) -> None:
         """Map the attention of every slide."""
+        from histomae.data.busi import lesion_at
         from histomae.evaluate.pictures import write_map
         from histomae.infer.maps import attention_map
         from histomae.infer.predict import tissue_grid
+        from histomae.infer.shares import share_on_lesion
+        from histomae.models.probe import Probe as FittedProbe
 
         _check_share("min_tissue", self.min_tissue)
+        if (self.probe is None) != (not self.class_name):
+            raise ConfigError("class_name", "and probe go together. Give both.")
         encoder = _encoder(self.encoder, self.device)
+        probe = None if self.probe is None else FittedProbe.load(self.probe)
+        wanted = ("block", "head", "query", "class_name")
+        how = {name: getattr(self, name) for name in wanted}
 
         def look(slide: Slide) -> None:
             grid, cells = tissue_grid(slide, encoder, min_tissue=self.min_tissue)
-            work = attention_map(
-                slide, encoder, grid, cells, block=self.block, head=self.head
-            )
-            say(write_map(self.out / f"{slide.name}.attention", show(work), slide))
+            found = show(attention_map(slide, encoder, grid, cells, probe=probe, **how))
+            say(write_map(self.out / f"{slide.name}.attention", found, slide))
+            lesion = lesion_at(slide.path) if slide.is_picture else None
+            share = share_on_lesion(grid, found.values, lesion)
+            if share is not None:
+                say(f"{slide.name}: {share.words()}")
 
         self.on_each(look)
 
@@ -755,7 +779,8 @@ class Evaluate:
     """Examine encoders on labelled pictures as papers do, beside baselines.
 
     Protocols: linear, knn, finetune, few-label, transfer, leaderboard, sgd-probe,
-    mask-ratio, crop-size. In the same table stand the untrained encoder, ImageNet and
+    mask-ratio, crop-size; as MPCS does it: mpcs-breakhis, mpcs-bach, mpcs-bcc; and
+    busi. In the same table stand the untrained encoder, ImageNet and
     colour. Finished trials are kept: after Ctrl-C the same command goes on. It writes
     report.html, evaluation.json and CSV tables.
 
@@ -852,10 +877,9 @@ class Evaluate:
         from histomae.evaluate.examine import evaluate
         from histomae.evaluate.protocols import protocol_of, transfer
         from histomae.evaluate.report import write_report
-        from histomae.evaluate.scores import lines
 
         protocol, settings = protocol_of(self.protocol), self._settings()
-        data = self._open(self.data)
+        data = self._open(self.data, protocol.task)
         if protocol.name == "transfer":
             if self.test_data is None:
                 raise ConfigError("test_data", "is needed: the data set to test on.")
@@ -879,16 +903,16 @@ class Evaluate:
         except KeyboardInterrupt:
             mention(f"Finished trials are in {self.out}: the same command goes on.")
             raise
-        for line in lines(evaluation):
+        for line in protocol.lines(evaluation):
             say(line)
         for note in (*(evaluation.leaks or ()), *evaluation.notes):
             say(f"- {note}")
         say(f"report: {write_report(evaluation, self.out)}")
 
-    def _open(self, path: Path) -> LabelledSet:
+    def _open(self, path: Path, task: str | None = None) -> LabelledSet:
         from histomae.data.datasets import only_readable, open_dataset
 
-        data = open_dataset(path, self.kind, task=self.task)
+        data = open_dataset(path, self.kind, task=self.task or task)
         if not self.skip_unreadable:
             return data
         return show(only_readable(data, skip_unreadable=True))
@@ -1108,7 +1132,11 @@ class CompareRuns:
 class Sample:
     """Make the synthetic sample slide, with its regions and nuclei.
 
+    Or, with --breakhis, pictures in BreakHis's official layout, drawn by the same hand:
+    cases of eight subtypes, each place at four magnifications.
+
     $ histomae sample --folder sample
+    $ histomae sample --breakhis sample
     """
 
     folder: Folder = Path()
@@ -1117,9 +1145,23 @@ class Sample:
     """Another seed, another slide."""
     mpp: float = 0.5
     """µm per pixel: 0.5, 0.25 or 1."""
+    breakhis: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where to put the tree BreaKHis_v1, in the place of a slide."""
+    cases: int = 24
+    """Of --breakhis: patients."""
+    sets: int = 2
+    """Of --breakhis: pictures of a patient at each magnification."""
+    width_px: int = 700
+    """Of --breakhis: width of a picture."""
 
     def __call__(self) -> None:
         """Make it."""
+        if self.breakhis is not None:
+            from histomae.data.sample_breakhis import sample_breakhis
+
+            how = {name: getattr(self, name) for name in TREE}
+            say(show(sample_breakhis(self.breakhis, **how)))
+            return
         from histomae.slides.sample import sample_slide
 
         sample = sample_slide(self.seed, mpp=self.mpp, folder=self.folder)

@@ -49,6 +49,7 @@ ENCODERS = ("vit_small", "vit_tiny", "vit_micro", *CONVOLUTIONS)
 SLIDE_ENCODERS = ("pama_small", "pama_base")
 #: Methods that hide patches, which convolutions do not have.
 MASKING = ("mae", "sd-mae")
+CHANNELS = (1, 3)
 PRECISIONS = ("auto", "f32", "bf16")
 SAMPLERS = ("random", "region-dense")
 #: Smaller tiles leave convolutions a map of a single place.
@@ -120,6 +121,12 @@ class PretrainConfig:
     alone, for ultrasound, where shadows fall down. mae and sd-mae."""
     scan_sector: bool = False
     """Pictures of ultrasound: crop them to what was scanned, and make them grey."""
+    in_chans: int = 3
+    """Channels of the encoder's pictures: 3, or 1 for grey ones. Weights to begin with
+    that were trained in colour are summed up to the same answers."""
+    gamma: float = 0.0
+    """Greys are raised to a power from 1 / (1 + gamma) to 1 + gamma, drawn for each
+    view; 0: left as they are. mae and sd-mae; 0.2 is mild."""
 
     patch_size: int = 16
     """Side of a ViT patch, pixels; it divides tile_px."""
@@ -248,6 +255,9 @@ class PretrainConfig:
             *("distill_weight", "visible_weight"),
         ):
             _within(name, getattr(self, name), 0.0, 1.0)
+        if self.in_chans not in CHANNELS:
+            raise ConfigError("in_chans", f"{self.in_chans} is neither 3 nor 1.")
+        _within("gamma", self.gamma, 0.0, 2.0)
         _within("anchor_dropout", self.anchor_dropout, 0.0, 0.9)
         _within("decoded_share", self.decoded_share, 0.01, 1.0)
         _within("crop_scale_min", self.crop_scale_min, 0.05, 1.0)

@@ -59,7 +59,8 @@ class Started(Event):
     """A training begins, or goes on at ``step``.
 
     ``mpp`` is in µm/px; None: the features it trains on do not say. ``processes`` train
-    together, one of them being the rule. ``what`` it trains on: a crop, or a slide.
+    together, one of them being the rule. ``what`` it trains on: a
+    crop, a picture, a set of them, or a slide.
     """
 
     method: str

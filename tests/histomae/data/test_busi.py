@@ -66,7 +66,9 @@ def test_pictures_classes_and_masks_are_read_from_the_names(busi):
 
 
 def test_a_lesion_is_all_of_its_masks(busi):
-    two, whole, bare, normal = map(lesion_mask, read_busi(busi).pictures)
+    two, whole, bare, normal = (
+        lesion_mask(p.path, p.masks) for p in read_busi(busi).pictures
+    )
     assert two.sum() == 5 * 10 + 10 * 10
     assert two[5:10, 5:15].all()
     assert two[30:40, 50:60].all()
@@ -97,10 +99,10 @@ def test_what_does_not_fit_is_refused_by_name(busi, tmp_path):
     Image.fromarray(np.zeros((60, 79), np.uint8)).save(mask)
     picture = read_busi(busi).pictures[0]
     with pytest.raises(DataSetError, match=r"_mask_1\.png is 79 x 60 px.*Bring"):
-        lesion_mask(picture)
+        lesion_mask(picture.path, picture.masks)
     mask.write_bytes(b"torn")
     with pytest.raises(DataSetError, match=r"_mask_1\.png cannot be read"):
-        lesion_mask(picture)
+        lesion_mask(picture.path, picture.masks)
     (busi / "copy").mkdir()
     (busi / "copy" / "normal (1).png").write_bytes(b"")
     with pytest.raises(DataSetError, match="have one name"):
@@ -136,7 +138,7 @@ class TestTheRealSample:
 
     def test_lesions_are_where_something_was_scanned(self, real):
         for picture in real.pictures:
-            lesion = lesion_mask(picture)
+            lesion = lesion_mask(picture.path, picture.masks)
             assert lesion.any() == (picture.class_name != "normal"), picture.path
             rows, columns = sector_box(read_picture(picture.path)[..., 0])
             inside = lesion[rows, columns].sum()

@@ -1,14 +1,25 @@
 """An encoder on tiles gives what timm and plain loops give."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from histomae.errors import CheckpointError, ConfigError
+from histomae.data.pictures import as_tile
+from histomae.errors import CheckpointError, ConfigError, MissingMppError
+from histomae.infer.closeup import Look, look_again, look_closely
 from histomae.infer.encoder import TileEncoder, pick_device, pick_precision
+from histomae.infer.maps import attention_map
 from histomae.infer.reconstruct import normalised, random_masks
+from histomae.infer.shares import attention_on
 from histomae.models.attention import capture_attention
-from histomae.models.checkpoint import save_checkpoint
+from histomae.models.checkpoint import Checkpoint, CheckpointHeader, save_checkpoint
+from histomae.models.cnn import CnnSpec
+from histomae.models.encoders import build
+from histomae.models.probe import Probe
+from histomae.slides.slide import Slide
 
 
 @pytest.fixture
@@ -149,3 +160,143 @@ def test_bf16_leaves_attention_and_reconstruction_as_they_are(
     masks = random_masks(8, (4, 4), 0.75, seed=0)
     one, other = (e.reconstruct(tiles, masks)[3].error for e in (half, encoder))
     np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+# ---- who looks, pictures, greys, and what speaks for a class
+
+
+def test_the_patches_look_on_average(encoder, tiles):
+    images = encoder._images(tiles)
+    attention = capture_attention(encoder._encoder, images)[1].numpy()
+    expected = np.zeros((8, 4, 4))
+    for tile in range(8):
+        for patch in range(16):
+            weights = [
+                attention[tile, head, 1 + query, 1 + patch]
+                for head in range(3)
+                for query in range(16)
+            ]
+            expected[tile, patch // 4, patch % 4] = np.mean(weights)
+    found = encoder.attention(tiles, block=1, query="mean")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    rolled = encoder.attention(tiles, head="rollout", query="mean")
+    assert (rolled.sum((1, 2)) < 1).all()
+    assert not np.allclose(rolled, encoder.attention(tiles, head="rollout"))
+
+
+@pytest.fixture
+def on_pictures(checkpoint):
+    header = replace(checkpoint.header, mpp=None, scan_sector=True)
+    return TileEncoder(Checkpoint(header, checkpoint.tensors), torch.device("cpu"))
+
+
+def test_an_encoder_of_pictures_sees_one_whole(on_pictures, slide, tmp_path, run):
+    pixels = np.zeros((50, 90, 3), np.uint8)
+    pixels[10:40, 20:80] = np.random.default_rng(0).integers(60, 200, (30, 60, 1))
+    Image.fromarray(pixels).save(tmp_path / "scan.png")
+    lesion = np.zeros((50, 90), bool)
+    lesion[20:30, 30:50] = True
+    with Slide.open(tmp_path / "scan.png") as picture:
+        grid = on_pictures.grid_over(picture)
+        work = look_closely(picture, on_pictures, grid, (0, 0), lesion=lesion)
+        _, closeup = run(work)
+        _, heatmap = run(attention_map(picture, on_pictures, grid, grid.all_cells()))
+    np.testing.assert_array_equal(closeup.tile, as_tile(pixels, 32, sector=True))
+    assert closeup.centre_mm is None
+    assert closeup.lesion.area == pytest.approx(1 / 9, abs=0.02)
+    wanted = attention_on(closeup.attention, grid.laid(lesion), grid.shown)
+    assert closeup.lesion == wanted
+    relative = closeup.attention / closeup.attention.mean()
+    np.testing.assert_allclose(heatmap.values, relative, rtol=1e-4)
+    assert heatmap.origin_xy_l0 == grid.origin_xy_l0
+    again = look_again(closeup, on_pictures, Look(head=1), lesion=lesion)
+    assert again.lesion != closeup.lesion
+    with pytest.raises(CheckpointError, match="trained on slides"):
+        on_pictures.grid_over(slide)
+
+
+def test_an_encoder_of_slides_needs_micrometres(encoder, tmp_path):
+    Image.new("RGB", (90, 50)).save(tmp_path / "scan.png")
+    refused = pytest.raises(MissingMppError, match="trained on pictures")
+    with Slide.open(tmp_path / "scan.png") as picture, refused:
+        encoder.grid_over(picture)
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    spec = CnnSpec("efficientnet_b2", 64)
+    network = build(spec, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        network.train()(torch.rand(4, 3, 64, 64))
+    header = CheckpointHeader(
+        architecture="efficientnet_b2",
+        encoder=spec,
+        decoder=None,
+        method="mpcs",
+        mask_ratio=0.0,
+        norm_pix=True,
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+        tile_px=64,
+        mpp=1.0,
+        mpp_given=False,
+        step=1,
+        config_hash="0",
+    )
+    made = Checkpoint(header, network.eval().state_dict())
+    return TileEncoder(made, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def its_probe(convolutional):
+    random = np.random.default_rng(0)
+    return Probe(
+        mean=np.zeros(1408),
+        std=np.ones(1408),
+        weight=random.normal(size=(2, 1408)),
+        bias=np.zeros(2),
+        class_names=("Duct", "Fat"),
+        class_colors=((0, 0, 0), (9, 9, 9)),
+        encoder_id=convolutional.encoder_id,
+        tile_px=64,
+        mpp=1.0,
+        pooling="mean",
+    )
+
+
+def test_grad_cam_of_a_probes_class(convolutional, its_probe, slide, run):
+    tiles = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), np.uint8)
+    with torch.no_grad():
+        images = convolutional._images(tiles)
+        features = convolutional._encoder.forward_features(images).numpy()
+    for label, name in enumerate(its_probe.class_names):
+        activation = np.einsum("c,nchw->nhw", its_probe.weight[label], features)
+        found = convolutional.grad_cam(tiles, its_probe, name)
+        assert found.shape == (3, 2, 2)
+        np.testing.assert_allclose(found, activation.clip(0) / 4, rtol=1e-3, atol=1e-5)
+    grid = convolutional.grid_over(slide)
+    how = {"probe": its_probe, "class_name": "Fat"}
+    _, heatmap = run(
+        attention_map(slide, convolutional, grid, np.array([[3, 3]]), **how)
+    )
+    tile = grid.read(slide, 3, 3)
+    expected = convolutional.grad_cam(tile[None], its_probe, "Fat")[0]
+    np.testing.assert_allclose(heatmap.values[6:8, 6:8], expected, rtol=1e-4)
+    look = Look(class_name="Duct")
+    _, near = run(
+        look_closely(slide, convolutional, grid, (3, 3), probe=its_probe, look=look)
+    )
+    expected = convolutional.grad_cam(tile[None], its_probe, "Duct")[0]
+    np.testing.assert_allclose(near.attention, expected, rtol=1e-4)
+
+
+def test_grad_cam_is_refused_where_it_says_nothing(
+    convolutional, its_probe, encoder, probe, tiles
+):
+    with pytest.raises(ConfigError, match="this model has attention"):
+        encoder.grad_cam(tiles, probe, "Duct")
+    large = np.zeros((1, 64, 64, 3), np.uint8)
+    with pytest.raises(ConfigError, match="Choose one of Duct, Fat"):
+        convolutional.grad_cam(large, its_probe, "Bone")
+    with pytest.raises(CheckpointError, match="own encoder"):
+        convolutional.grad_cam(large, probe, "Duct")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from histomae.learn.augment import (
     MIRRORED,
@@ -16,6 +17,7 @@ from histomae.learn.augment import (
     uniforms,
     view_affines,
     view_boxes,
+    view_gammas,
     views,
 )
 
@@ -233,3 +235,34 @@ def test_mirroring_never_turns_what_is_above_below():
     assert (affine[:, 1, 1] > 0).all()
     assert (affine[:, [0, 1], [1, 0]] == 0).all()
     assert 900 < (affine[:, 0, 0] < 0).sum() < 1100
+
+
+def test_gammas_are_as_often_lighter_as_darker():
+    powers = view_gammas(3, 1, np.arange(4000), most=0.25)
+    assert powers.dtype == np.float32
+    assert powers.min() >= 1 / 1.25 - 1e-6
+    assert powers.max() <= 1.25 + 1e-6
+    assert np.log(powers).mean() == pytest.approx(0, abs=0.01)
+    np.testing.assert_array_equal(
+        view_gammas(3, 1, np.array([7]), most=0.25), powers[7]
+    )
+    assert (view_gammas(3, 2, np.arange(9), most=0.25) != powers[:9]).all()
+
+
+def test_a_power_of_the_greys_and_one_channel():
+    random = np.random.default_rng(0)
+    crops = random.integers(0, 256, (2, 4, 5, 1), np.uint8).repeat(3, -1)
+    gamma = torch.tensor([0.8, 1.25])
+    found = views(torch.from_numpy(crops), mean=(0.4,), std=(0.2,), gamma=gamma)
+    assert found.shape == (2, 1, 4, 5)
+    for picture, power, got in zip(crops[..., 0], gamma.tolist(), found, strict=True):
+        levels = np.round(255 * (picture / 255.0) ** power)
+        np.testing.assert_allclose(got[0], (levels / 255 - 0.4) / 0.2, atol=1e-5)
+
+
+def test_a_grey_is_weighted_as_pillow_does():
+    random = np.random.default_rng(0)
+    crops = random.integers(0, 256, (1, 40, 50, 3), np.uint8)
+    found = views(torch.from_numpy(crops), mean=(0.0,), std=(1.0,)) * 255
+    theirs = np.asarray(Image.fromarray(crops[0]).convert("L"))
+    assert np.abs(found[0, 0].numpy() - theirs).max() <= 1

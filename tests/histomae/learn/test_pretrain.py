@@ -32,6 +32,7 @@ from histomae.events import (
     result_of,
 )
 from histomae.infer.encoder import TileEncoder
+from histomae.infer.predict import tissue_grid
 from histomae.learn import pretrain as module
 from histomae.learn import saving
 from histomae.learn.augment import Stream, mask_noise, views
@@ -817,6 +818,49 @@ def test_pictures_are_trained_on_and_resumed_exactly(begin, busi, tissue_slide):
         _ = encoder.spec
     tiles = np.zeros((2, 32, 32, 3), np.uint8)
     assert encoder.attention(tiles).shape == (2, 4, 4)
+
+
+def test_grey_pictures_go_the_whole_walk(begin, busi):
+    """One channel, gamma and sector: in the checkpoint, and as an encoder looks."""
+    how = {"slides": (str(busi),), "batch_size": 4, "in_chans": 1, "gamma": 0.2}
+    how |= {"flips": "horizontal", "scan_sector": True, "epochs": 1}
+    run = begin("grey", **how, warmup_epochs=0.5, preview_every=1)
+    (started,) = [event for event in run_in(run) if isinstance(event, Started)]
+    assert started.what == "picture"
+    assert losses(run) != losses_without_gamma(begin, how)
+    encoder = TileEncoder.load(run.last)
+    header = encoder.header
+    assert (header.encoder.in_chans, header.scan_sector) == (1, True)
+    assert (len(header.mean), len(header.std)) == (1, 1)
+    with Slide.open(sorted(busi.rglob("normal (*).png"))[0]) as picture:
+        grid, cells = tissue_grid(picture, encoder)
+        tile = grid.read(picture, 0, 0)
+    assert cells.tolist() == [[0, 0]]
+    assert (tile[..., 0] == tile[..., 1]).all()
+    masks = np.zeros((1, 4, 4), bool)
+    masks[0, 1:3] = True
+    (one,) = encoder.reconstruct(tile[None], masks)
+    assert one.reconstruction.shape == (32, 32, 3)
+    assert (one.reconstruction == one.reconstruction[..., :1]).all()
+    np.testing.assert_array_equal(one.reconstruction[:8], tile[:8])
+    with pytest.raises(ConfigError, match="neither 3 nor 1"):
+        run.config().changed({"in_chans": 2})
+
+
+def losses_without_gamma(begin, how):
+    other = begin("plain", **{**how, "gamma": 0.0}, warmup_epochs=0.5)
+    list(run_in(other))
+    return losses(other)
+
+
+def test_weights_in_colour_begin_a_grey_training(begin, busi):
+    how = {"slides": (str(busi),), "batch_size": 4, "epochs": 1, "warmup_epochs": 0.5}
+    colour = begin("colour", **how)
+    list(run_in(colour))
+    grey = begin("grey", **how, in_chans=1, init_from=str(colour.last))
+    notes = [event.text for event in run_in(grey) if isinstance(event, Note)]
+    assert any("summed up for one grey" in note for note in notes)
+    assert TileEncoder.load(grey.last).header.mean == pytest.approx((0.449,))
 
 
 def test_pictures_are_refused_in_words(begin, busi, tissue_slide, tmp_path):

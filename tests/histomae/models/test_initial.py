@@ -7,8 +7,20 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from histomae.errors import CheckpointError, DownloadError
-from histomae.models.checkpoint import load_checkpoint
-from histomae.models.initial import InitialWeights, init_encoder, load_weights_file
+from histomae.models.checkpoint import (
+    CheckpointHeader,
+    load_checkpoint,
+    save_checkpoint,
+)
+from histomae.models.cnn import CnnSpec
+from histomae.models.encoders import build
+from histomae.models.initial import (
+    InitialWeights,
+    _greyed,
+    _Weights,
+    init_encoder,
+    load_weights_file,
+)
 from histomae.models.vit import EncoderSpec, build_encoder, encoder_spec
 
 
@@ -267,3 +279,56 @@ def test_without_network_the_cure_is_named(micro, monkeypatch):
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(DownloadError, match="name a file of weights instead"):
         init_encoder(micro, "timm:vit_tiny_patch16_224")
+
+
+def test_weights_of_colour_answer_a_grey_picture_as_before(tmp_path):
+    """Exactly as in three equal channels, each normalised by its own mean and std."""
+    mean, std = torch.tensor((0.7, 0.5, 0.65)), torch.tensor((0.2, 0.25, 0.18))
+    shape = {"tile_px": 16, "patch_size": 8}
+    colour = build_encoder(EncoderSpec(**shape, embed_dim=8, depth=1, num_heads=2))
+    with torch.no_grad():
+        colour.patch_embed.proj.bias.normal_()
+    header = CheckpointHeader(
+        architecture="a",
+        encoder=EncoderSpec(**shape, embed_dim=8, depth=1, num_heads=2),
+        decoder=None,
+        method="mae",
+        mask_ratio=0.75,
+        norm_pix=True,
+        mean=tuple(mean.tolist()),
+        std=tuple(std.tolist()),
+        tile_px=16,
+        mpp=None,
+        mpp_given=False,
+        step=1,
+        config_hash="0",
+    )
+    save_checkpoint(tmp_path / "colour.safetensors", header, colour.state_dict())
+    spec = EncoderSpec(**shape, embed_dim=8, depth=1, num_heads=2, in_chans=1)
+    grey = build_encoder(spec)
+
+    started = init_encoder(grey, str(tmp_path / "colour.safetensors"))
+
+    assert "summed up" in started.notes[0]
+    picture = torch.rand(3, 1, 16, 16)
+    in_colour = (picture.expand(-1, 3, -1, -1) - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    in_grey = (picture - started.mean[0]) / started.std[0]
+    torch.testing.assert_close(
+        grey.forward_features(in_grey), colour.forward_features(in_colour)
+    )
+
+
+def test_convolutions_of_colour_are_summed_too():
+    bare = build(CnnSpec("efficientnet_b2", 64))
+    grey = build(CnnSpec("efficientnet_b2", 64, in_chans=1))
+    weights, notes = _greyed(grey, _Weights(bare.state_dict(), (0.5,) * 3, (0.2,) * 3))
+    assert len(notes) == 1
+    grey.load_state_dict(weights.tensors)
+    picture = torch.rand(2, 1, 64, 64)
+    bare.eval(), grey.eval()
+    torch.testing.assert_close(
+        grey.forward_features(picture),
+        bare.forward_features(picture.expand(-1, 3, -1, -1)),
+        rtol=1e-4,
+        atol=1e-4,
+    )

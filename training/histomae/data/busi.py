@@ -139,7 +139,14 @@ def _class_and_number(name: str) -> tuple[str, int]:
     return match["kind"], int(match["number"])
 
 
-def lesion_mask(picture: Picture) -> Bools:
+def masks_beside(path: Path) -> tuple[Path, ...]:
+    """Return the masks of a picture, named as in BUSI, that lie beside it."""
+    name = re.compile(rf"{re.escape(path.stem)}_mask(_\d+)?")
+    same = path.parent.glob(f"*{path.suffix}")
+    return tuple(sorted(one for one in same if name.fullmatch(one.stem)))
+
+
+def lesion_mask(path: Path, masks: Sequence[Path]) -> Bools:
     """Return where a picture shows lesions, bool (H, W): all of its masks together.
 
     Raises
@@ -147,9 +154,21 @@ def lesion_mask(picture: Picture) -> Bools:
     DataSetError
         If the picture or a mask cannot be read, or their sizes differ.
     """
-    shape = read_picture(picture.path).shape[:2]
-    masks = [_mask(path, shape) for path in picture.masks]
-    return np.logical_or.reduce([np.zeros(shape, bool), *masks])
+    shape = read_picture(path).shape[:2]
+    found = [_mask(mask, shape) for mask in masks]
+    return np.logical_or.reduce([np.zeros(shape, bool), *found])
+
+
+def lesion_at(path: Path) -> Bools | None:
+    """Return where a picture's file shows lesions; None if no mask lies beside it.
+
+    Raises
+    ------
+    DataSetError
+        As :func:`lesion_mask`.
+    """
+    masks = masks_beside(path)
+    return lesion_mask(path, masks) if masks else None
 
 
 def _mask(path: Path, shape: tuple[int, ...]) -> Bools:

@@ -10,10 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from histomae.data import pictures
 from histomae.data.pictures import read_picture
 from histomae.data.words import some_are, some_have
 from histomae.errors import ConfigError, DataSetError
+from histomae.slides.find import PICTURE_SUFFIXES
 
 if TYPE_CHECKING:
     import re
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 Understood = TypeVar("Understood")
 
 #: Suffixes of pictures in data sets; some are kept as TIFF.
-SUFFIXES = (*pictures.SUFFIXES, ".tif", ".tiff")
+SUFFIXES = (*PICTURE_SUFFIXES, ".tif", ".tiff")
 #: What folders, and columns of tables, call the sides of a split.
 SIDE_NAMES = {
     "train": ("train", "training"),

@@ -19,10 +19,10 @@ from histomae.data.layouts import (
     side_in,
     side_of,
 )
-from histomae.data.pictures import MASK
 from histomae.data.tables import check_columns, read_csv
 from histomae.data.words import some_are, some_have, some_of
 from histomae.errors import DataSetError, LabelError, NotEnoughDataError
+from histomae.slides.find import MASK
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy import ndimage
 
 from histomae.data.words import TOLD
-from histomae.errors import DataSetError
+from histomae.errors import DataSetError, SlideError
 from histomae.events import Event, Note, Progress
+from histomae.slides.find import is_picture, pictures_in
+from histomae.slides.flat import decoded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Sequence
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Item = TypeVar("Item")
 
-#: What Pillow has been seen to raise on damaged files.
-READ_ERRORS = (
-    *(UnidentifiedImageError, Image.DecompressionBombError),
-    *(OSError, SyntaxError, ValueError, IndexError, EOFError),
-)
-#: Suffixes of pictures that are no slides.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
-MASK = re.compile(r"_mask(_\d+)?$")
 #: Grey levels up to this one are black margin around an ultrasound scan.
 BLACK = 5
 #: Half the width of the strokes of a text, pixels.
@@ -47,16 +39,9 @@ def read_picture(path: Path) -> Pixels:
         If it cannot be read; it names the file.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of what it then refuses
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                return np.asarray(picture.convert("RGB"))
-    except (*READ_ERRORS, Image.DecompressionBombWarning) as error:
-        raise DataSetError(
-            f"{path.name} cannot be read ({str(error)[:200]}). Bring the original "
-            "file back, or remove it."
-        ) from error
+        return decoded(path)
+    except SlideError as error:
+        raise DataSetError(str(error)) from error
 
 
 def find_pictures(paths: Iterable[Path]) -> list[Path]:
@@ -74,15 +59,9 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
     for given in paths:
         if not given.exists():
             raise DataSetError(f"{given} does not exist. Check the name.")
-        inside = sorted(given.rglob("*")) if given.is_dir() else [given]
-        found |= dict.fromkeys(path for path in inside if _is_picture(path))
+        one = [given] if is_picture(given) and given.is_file() else []
+        found |= dict.fromkeys(pictures_in(given) if given.is_dir() else one)
     return list(found)
-
-
-def _is_picture(path: Path) -> bool:
-    if path.suffix.lower() not in SUFFIXES or MASK.search(path.stem):
-        return False
-    return path.is_file()
 
 
 def scan_sector(picture: Pixels) -> Pixels:

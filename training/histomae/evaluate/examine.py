@@ -102,16 +102,19 @@ class _Examination:
         """Hash of all that a trial depends on, besides its candidate and its fold."""
         return short_hash({k: v for k, v in self.asked.items() if k != "candidates"})
 
-    def path(self, candidate: Candidate, job: Job) -> Path:
-        """Return the file of a trial."""
-        return trial_path(
-            self.out,
-            candidate=candidate.name,
-            identity=candidate.identity,
-            setting=self.setting(candidate, job),
-            fold=job.fold,
-            plan=self.plan,
-        )
+    def paths(self, candidate: Candidate, job: Job) -> list[Path]:
+        """Return the files of the trials of a job, one for each part."""
+        return [
+            trial_path(
+                self.out,
+                candidate=candidate.name,
+                identity=candidate.identity,
+                setting={**self.setting(candidate, job), **part.setting},
+                fold=job.fold,
+                plan=self.plan,
+            )
+            for part in job.parts
+        ]
 
     def setting(self, candidate: Candidate, job: Job) -> dict[str, str | float]:
         return {**self.protocol.setting_of(candidate), **job.setting}
@@ -152,7 +155,7 @@ def evaluate(
     DataSetError
         If a picture cannot be read.
     """
-    settings = settings or Settings()
+    settings = protocol.settle(settings or Settings())
     data = protocol.prepare(data)
     protocol.check(candidates)
     tiling = tiling_of(protocol, settings, data, candidates)
@@ -343,8 +346,8 @@ def _all_trials(
     """Make the trials that are not there yet; return all, and their files."""
     jobs = exam.schedule.jobs
     todo = [(one, job) for one in exam.candidates for job in jobs]
-    files = [exam.path(*each) for each in todo]
-    there = sum(path.exists() for path in files)
+    files = [exam.paths(*each) for each in todo]
+    there = sum(all(path.exists() for path in paths) for paths in files)
     if there:
         yield Note(f"{there} of {len(todo)} trials were finished before and are kept.")
     clock = _Clock(len(todo) - there)
@@ -352,9 +355,9 @@ def _all_trials(
     features: Features | None = None
     counts: Array | None = None
     whose: Candidate | None = None
-    for number, ((candidate, job), path) in enumerate(zip(todo, files, strict=True)):
-        if path.exists():
-            trials.append(load_trial(path))
+    for number, ((candidate, job), paths) in enumerate(zip(todo, files, strict=True)):
+        if all(path.exists() for path in paths):
+            trials += map(load_trial, paths)
             continue
         teacher = exam.teacher(candidate)
         if whose is not candidate:
@@ -385,10 +388,11 @@ def _all_trials(
             fold=job.fold,
             teacher=teacher,
         )
-        save_trial(path, trial)
-        trials.append(load_trial(path))
+        for part, path in zip(job.parts, paths, strict=True):
+            save_trial(path, trial.of(part.test, part.setting))
+        trials += map(load_trial, paths)
     yield Progress("trials", len(todo), len(todo))
-    return trials, files
+    return trials, [path for paths in files for path in paths]
 
 
 def _features(

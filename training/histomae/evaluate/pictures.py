@@ -103,13 +103,7 @@ def write_examples(
             "tissue."
         )
     chosen = cells[np.linspace(0, len(cells) - 1, count).astype(int)]
-    side = grid.spec.tile_px
-    tiles = np.stack(
-        [
-            slide.read_region(grid.xy_l0(row, col), (side, side), grid.spec.mpp)
-            for row, col in chosen
-        ]
-    )
+    tiles = np.stack([grid.read(slide, row, col) for row, col in chosen])
     ratio = encoder.header.mask_ratio if mask_ratio is None else mask_ratio
     masks = random_masks(len(tiles), encoder.grid_size, ratio, seed)
     results = encoder.reconstruct(tiles, masks, statistics=statistics)

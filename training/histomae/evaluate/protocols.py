@@ -38,6 +38,7 @@ from histomae.data.split_files import (
 )
 from histomae.data.tiling import LEAST_SHARE, Tiling
 from histomae.errors import ConfigError, NotEnoughDataError
+from histomae.evaluate import scores
 from histomae.evaluate.lessons import BOARD, FINE_TUNED, KNN, LINEAR, SGD, TEACHERS
 from histomae.evaluate.published import published
 from histomae.learn.finetune import FineTuning
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from histomae.evaluate.candidates import Candidate
+    from histomae.evaluate.trials import Evaluation
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -100,8 +102,20 @@ class Settings:
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Part:
+    """Some of the rows of a test side, with what sets them apart in the table."""
+
+    setting: Mapping[str, str | float]
+    test: Indices
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Job:
-    """One fold to be taught to each candidate; rows of the data set."""
+    """One fold to be taught to each candidate; rows of the data set.
+
+    ``apart``: parts of the test side that are rows of the table of their own, though
+    taught but once, such as magnifications; none: it is one.
+    """
 
     setting: Mapping[str, str | float]
     fold: int
@@ -109,6 +123,12 @@ class Job:
     val: Indices
     test: Indices
     seed: int
+    apart: tuple[Part, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What the test side is told in, one part at least."""
+        return self.apart or (Part(setting={}, test=self.test),)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -194,6 +214,11 @@ def unchanged(data: LabelledSet) -> LabelledSet:
     return data
 
 
+def as_asked(settings: Settings) -> Settings:
+    """Return the settings as they are."""
+    return settings
+
+
 def any_candidates(candidates: Sequence[Candidate]) -> None:
     """Accept whatever is compared."""
 
@@ -214,8 +239,14 @@ class Protocol:
     jobs: Callable[[LabelledSet, Settings], Schedule] = by_folds
     tiling: Tiling | None = None
     prepare: Callable[[LabelledSet], LabelledSet] = unchanged
+    settle: Callable[[Settings], Settings] = as_asked
+    """What the protocol fixes of the settings."""
     check: Callable[[Sequence[Candidate]], None] = any_candidates
     setting_of: Callable[[Candidate], Mapping[str, str | float]] = nothing_varied
+    lines: Callable[[Evaluation], list[str]] = scores.lines
+    """Its table for a terminal."""
+    task: str | None = None
+    """Of the data set, unless asked otherwise; None: its first."""
     published: Callable[[str], tuple[Mapping[str, Any], ...]] | None = None
     """From the data set's name; None: those known for this protocol."""
     notes: tuple[str, ...] = ()
@@ -362,6 +393,57 @@ def _across(
     return Schedule(jobs=jobs, split=split, notes=within.notes)
 
 
+# The protocols of one paper ------------------------------------------------------
+
+
+def _at_magnifications(data: LabelledSet, settings: Settings) -> Schedule:
+    from histomae.evaluate.mpcs import at_magnifications
+
+    return at_magnifications(data, settings)
+
+
+def _without_a_group(data: LabelledSet, settings: Settings) -> Schedule:
+    from histomae.evaluate.mpcs import without_a_group
+
+    return without_a_group(data, settings)
+
+
+def _at_each_magnification(evaluation: Evaluation) -> list[str]:
+    from histomae.evaluate.mpcs import breakhis_lines
+
+    return breakhis_lines(evaluation)
+
+
+def _beside_published(evaluation: Evaluation) -> list[str]:
+    from histomae.evaluate.mpcs import published_lines
+
+    return [*scores.lines(evaluation), *published_lines(evaluation.published)]
+
+
+def _of_one_staining(data: LabelledSet) -> LabelledSet:
+    from histomae.evaluate.mpcs import of_one_staining
+
+    return of_one_staining(data)
+
+
+def _scans(data: LabelledSet) -> LabelledSet:
+    from histomae.evaluate.mpcs import scans
+
+    return scans(data)
+
+
+def _a_quarter_validates(settings: Settings) -> Settings:
+    """Of BACH 60 pictures of each class teach, 20 validate, 20 test."""
+    return replace(settings, val_share=0.25)
+
+
+def _upright(settings: Settings) -> Settings:
+    """Ultrasound is flipped left for right alone: shadows fall down."""
+    return replace(
+        settings, fine_tuning=replace(settings.fine_tuning, flips="horizontal")
+    )
+
+
 # The list ------------------------------------------------------------------------
 
 PROTOCOLS: dict[str, Protocol] = {
@@ -435,6 +517,52 @@ PROTOCOLS: dict[str, Protocol] = {
             "side.",
             setting_of=partial(_varied, "tile px", "tile_px"),
             check=partial(_differ, "tile_px", "crop sizes"),
+        ),
+        Protocol(
+            name="mpcs-breakhis",
+            about="BreakHis as MPCS has it: malignant or not, a model for each "
+            "magnification, tested at all of them; five folds of patients, a fifth of "
+            "the labels and all.",
+            jobs=_at_magnifications,
+            lines=_at_each_magnification,
+            task="binary",
+            tiling=Tiling(how="whole"),
+            notes=(
+                "The paper chose the epoch on the fold that it tested; here patients "
+                "of the training side choose, and with a fifth of the labels these "
+                "are among the fifth.",
+            ),
+        ),
+        Protocol(
+            name="mpcs-bach",
+            about="BACH as MPCS has it: Reinhard's colours, patches of 512 px that "
+            "overlap by half and vote; five folds, nested shares of the labels.",
+            jobs=by_fractions,
+            settle=_a_quarter_validates,
+            prepare=_of_one_staining,
+            lines=_beside_published,
+            tiling=Tiling(how="patches", patch_px=512, overlap=0.5, votes=True),
+        ),
+        Protocol(
+            name="mpcs-bcc",
+            about="UCSB breast cancer cell as MPCS has it: patches of 224 px that "
+            "vote; each group of pictures is tested once by what learned from the "
+            "others.",
+            jobs=_without_a_group,
+            lines=_beside_published,
+            tiling=Tiling(how="patches", patch_px=224, votes=True),
+            notes=(
+                "The paper does not say that it keeps the pictures of an array "
+                "together; here they are, and numbers are lower for it.",
+            ),
+        ),
+        Protocol(
+            name="busi",
+            about="BUSI by folds whose sides share no picture that looks alike; whole "
+            "scans, upright.",
+            prepare=_scans,
+            settle=_upright,
+            tiling=Tiling(how="fit"),
         ),
     )
 }

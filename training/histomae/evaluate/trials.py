@@ -7,7 +7,7 @@ evaluation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,23 @@ class Trial:
     """Pictures that were trained on."""
     chosen: Mapping[str, str | float] = field(default_factory=dict)
     """What validation chose, such as C, temperature, epoch."""
+
+    def of(self, tested: Indices, setting: Mapping[str, str | float]) -> Trial:
+        """Return the trial of some of the rows tested, told apart by more setting."""
+        kept = np.isin(self.tested, tested)
+        picture, votes = self.patch_picture, self.patch_probabilities
+        if picture is not None and votes is not None:
+            patches = kept[picture]
+            picture, votes = (np.cumsum(kept) - 1)[picture[patches]], votes[patches]
+        return replace(
+            self,
+            setting={**self.setting, **setting},
+            tested=self.tested[kept],
+            probabilities=self.probabilities[kept],
+            logits=None if self.logits is None else self.logits[kept],
+            patch_picture=picture,
+            patch_probabilities=votes,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from histomae.data.picture_grid import PictureGrid
 from histomae.errors import CheckpointError, ConfigError
 from histomae.infer.reconstruct import (
     Reconstruction,
@@ -28,15 +29,18 @@ from histomae.models.checkpoint import (
 )
 from histomae.models.cnn import CnnSpec, strength
 from histomae.models.encoders import pool, poolings_of, tokens_of
-from histomae.slides.grid import TileSpec
+from histomae.models.gradcam import grad_cam, probe_logits
+from histomae.slides.grid import TileGrid, TileSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from histomae.infer.embedder import Embedder
-    from histomae.models.attention import Head
+    from histomae.models.attention import Head, Query
     from histomae.models.mae import MaskedAutoencoder
+    from histomae.models.probe import Probe
     from histomae.models.restore import Statistics
+    from histomae.slides.slide import Slide
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -184,6 +188,26 @@ class TileEncoder:
         """
         return TileSpec(self.header.tile_px, self.header.known_mpp)
 
+    def grid_over(self, slide: Slide) -> TileGrid:
+        """Lay its tiles over a slide; of a plain picture, one tile shows all of it.
+
+        Raises
+        ------
+        CheckpointError
+            If it was trained on pictures and this is none.
+        MissingMppError, UpsamplingError
+            If it was trained on slides, and this has no micrometres or too few pixels.
+        """
+        if self.header.mpp is None and slide.is_picture:
+            side, sector = self.header.tile_px, self.header.scan_sector
+            return PictureGrid.of(slide, side, sector=sector)
+        return TileGrid.over(slide, self.spec)
+
+    @property
+    def is_convolutional(self) -> bool:
+        """Whether it has no attention; then Grad-CAM stands for it."""
+        return isinstance(self.header.encoder, CnnSpec)
+
     @property
     def grid_size(self) -> tuple[int, int]:
         """(rows, columns) of patches in a tile."""
@@ -220,9 +244,14 @@ class TileEncoder:
 
     @torch.inference_mode()
     def attention(
-        self, tiles: Pixels, *, block: int = -1, head: Head = "mean"
+        self,
+        tiles: Pixels,
+        *,
+        block: int = -1,
+        head: Head = "mean",
+        query: Query = "class_token",
     ) -> Floats:
-        """Return where the class token looks, float32 (N, grid_h, grid_w).
+        """Return where the encoder looks, float32 (N, grid_h, grid_w).
 
         Parameters
         ----------
@@ -231,6 +260,9 @@ class TileEncoder:
         head
             A head's index, ``mean`` over the heads, or ``rollout`` through all blocks
             up to this one.
+        query
+            Who looks: the ``class_token``, or the patches on average (``mean``), which
+            is right where a tile's vector is their mean.
 
         Raises
         ------
@@ -243,7 +275,7 @@ class TileEncoder:
         place, the length of its vector.
         """
         self._check_attention(block, head)
-        if isinstance(self.header.encoder, CnnSpec):
+        if self.is_convolutional:
             tokens = tokens_of(self._encoder, self._images(tiles))
             return strength(tokens, self.grid_size).cpu().numpy()
         # One block at a time: those of a batch together would fill the memory.
@@ -257,10 +289,41 @@ class TileEncoder:
         maps = class_attention(
             attentions,
             head="mean" if head == "rollout" else head,
+            query=query,
             num_prefix_tokens=self._encoder.num_prefix_tokens,
             grid_size=self.grid_size,
         )
         return maps.float().cpu().numpy()
+
+    def grad_cam(self, tiles: Pixels, probe: Probe, class_name: str) -> Floats:
+        """Return what speaks for a class, float32 (N, grid_h, grid_w), 0 or more.
+
+        See :func:`histomae.models.gradcam.grad_cam`; the numbers of tiles compare.
+
+        Raises
+        ------
+        ConfigError
+            If the encoder is a ViT, or the probe has no such class.
+        CheckpointError
+            If the probe was fitted to another encoder.
+        """
+        if not self.is_convolutional:
+            raise ConfigError(
+                "class_name",
+                "Grad-CAM is of convolutions, and this model has attention: leave the "
+                "class out.",
+            )
+        if class_name not in probe.class_names:
+            raise ConfigError(
+                "class_name",
+                f"{class_name!r} is unknown. Choose one of "
+                f"{', '.join(probe.class_names)}.",
+            )
+        probe.check_encoder(self.encoder_id, self.width)
+        with torch.no_grad():
+            features = self._encoder.forward_features(self._images(tiles))
+        label = probe.class_names.index(class_name)
+        return grad_cam(features, probe_logits(probe), label).float().cpu().numpy()
 
     def _check_attention(self, block: int, head: Head) -> None:
         if not -self.num_blocks <= block < self.num_blocks:

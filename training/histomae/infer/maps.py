@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
     from histomae.events import Event
     from histomae.infer.encoder import TileEncoder
-    from histomae.models.attention import Head
+    from histomae.models.attention import Head, Query
+    from histomae.models.probe import Probe
     from histomae.slides.grid import TileGrid
     from histomae.slides.slide import Slide
 
@@ -33,16 +34,22 @@ def attention_map(
     *,
     block: int = -1,
     head: Head = "mean",
+    query: Query = "class_token",
+    probe: Probe | None = None,
+    class_name: str = "",
     batch_size: int = 16,
 ) -> Generator[Event, None, Heatmap]:
     """Return where the encoder looks in every tile, on the patch grid.
 
     Each tile is divided by its own mean, so that 1 is the attention of a patch that
-    stands out in nothing and tiles can be compared.
+    stands out in nothing and tiles can be compared. With a probe's ``class_name``, of
+    convolutions: Grad-CAM of that class, whose numbers compare as they are.
     """
 
     def compute(tiles: Array) -> Array:
-        return _relative_attention(encoder, tiles, block, head)
+        if probe is not None and class_name:
+            return encoder.grad_cam(tiles, probe, class_name)
+        return _relative_attention(encoder, tiles, block, head, query)
 
     values = yield from map_tiles(
         slide,
@@ -94,9 +101,9 @@ def error_map(
 
 
 def _relative_attention(
-    encoder: TileEncoder, tiles: Array, block: int, head: Head
+    encoder: TileEncoder, tiles: Array, block: int, head: Head, query: Query
 ) -> Array:
-    maps = encoder.attention(tiles, block=block, head=head)
+    maps = encoder.attention(tiles, block=block, head=head, query=query)
     relative: Array = maps / maps.mean((1, 2), keepdims=True)
     return relative
 
@@ -140,6 +147,7 @@ def overview(
     *,
     block: int = -1,
     head: Head = "mean",
+    query: Query = "class_token",
     seed: int = 0,
     batch_size: int = 16,
 ) -> Generator[Event, None, Overview]:
@@ -151,7 +159,7 @@ def overview(
 
     def compute(tiles: Array) -> Array:
         parts = [
-            _relative_attention(encoder, tiles, block, head),
+            _relative_attention(encoder, tiles, block, head, query),
             encoder.embed(tiles),
         ]
         if masks is not None:

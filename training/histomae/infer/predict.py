@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histomae.data.picture_grid import PictureGrid
 from histomae.errors import CheckpointError
 from histomae.exchange.tables import TileTable
 from histomae.infer.embed import Embeddings, embed_tiles
-from histomae.slides.grid import TileGrid
 from histomae.slides.heatmap import Heatmap
 from histomae.slides.tissue import tissue_cells, tissue_mask
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from histomae.events import Event
     from histomae.infer.encoder import TileEncoder
     from histomae.models.probe import Probe
+    from histomae.slides.grid import TileGrid
     from histomae.slides.slide import Slide
 
 Array = np.ndarray[Any, Any]
@@ -130,12 +131,18 @@ def tissue_grid(
 ) -> tuple[TileGrid, Array]:
     """Return the encoder's tile grid over a slide, and its tiles on tissue (M, 2).
 
+    Of a plain picture, the one tile that shows it, if the encoder was trained on such.
+
     Raises
     ------
+    CheckpointError
+        If the encoder was trained on pictures, and this is none.
     UpsamplingError
         If the encoder was trained at a finer mpp than the slide has.
     """
-    grid = TileGrid.over(slide, encoder.spec)
+    grid = encoder.grid_over(slide)
+    if isinstance(grid, PictureGrid):
+        return grid, grid.all_cells()
     return grid, tissue_cells(grid, tissue_mask(slide), min_tissue)
 
 

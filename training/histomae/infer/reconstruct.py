@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from histomae.models.mae import patch_error
-from histomae.models.patches import chosen_mask, patchify, unpatchify
+from histomae.models.patches import chosen_mask, grey, patchify, unpatchify
 from histomae.models.restore import Statistics, restore_patches
 
 if TYPE_CHECKING:
@@ -85,9 +85,13 @@ def normalised(
     std: tuple[float, ...],
     device: torch.device,
 ) -> torch.Tensor:
-    """Turn uint8 (N, H, W, 3) into normalised float32 (N, 3, H, W) on ``device``."""
+    """Turn uint8 (N, H, W, 3) into normalised float32 (N, C, H, W) on ``device``.
+
+    C is the length of ``mean``: 3, or 1 where the model takes greys.
+    """
     # Copied: what a slide gives may be read-only, which tensors cannot be.
-    images = torch.tensor(tiles, device=device).permute(0, 3, 1, 2).float() / 255
+    images = torch.tensor(tiles, device=device).permute(0, 3, 1, 2).float()
+    images = (grey(images) if len(mean) == 1 else images) / 255
     shift, scale = _per_channel(mean, device), _per_channel(std, device)
     return (images - shift) / scale
 
@@ -147,12 +151,13 @@ def reconstruct_tiles(
     grid = masks.shape[1:]
     shown = hidden.view(len(tiles), 1, *grid)
     cover = shown.repeat_interleave(patch_size, -1).repeat_interleave(patch_size, -2)
-    grey = torch.tensor(HIDDEN_RGB, device=device).view(1, 3, 1, 1) / 255
+    hidden_rgb = torch.tensor(HIDDEN_RGB, device=device).view(1, 3, 1, 1) / 255
+    truth, predicted = truth.expand(-1, 3, -1, -1), predicted.expand(-1, 3, -1, -1)
     nowhere = torch.full_like(error, torch.nan)
     return [
         Reconstruction(*parts)
         for parts in zip(
-            _pictures(torch.where(cover, grey, truth)),
+            _pictures(torch.where(cover, hidden_rgb, truth)),
             _pictures(torch.where(cover, predicted, truth)),
             torch.where(hidden, error, nowhere).view(-1, *grid).cpu().numpy(),
             torch.where(hidden, pixel_error, nowhere).view(-1, *grid).cpu().numpy(),

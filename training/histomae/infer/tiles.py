@@ -95,9 +95,8 @@ def _read(slide: Slide, grid: TileGrid, cells: Array, batch: Array) -> TileBatch
     read: list[int] = []
     failure: SlideError | None = None
     for index in batch:
-        xy_l0 = grid.xy_l0(*cells[index])
         try:
-            tiles.append(slide.read_region(xy_l0, (side, side), grid.spec.mpp))
+            tiles.append(grid.read(slide, *cells[index]))
         except SlideError as error:
             failure = error
         else:

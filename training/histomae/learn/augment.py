@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from histomae.models.patches import LUMA, grey
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -39,8 +41,6 @@ SYMMETRIES: Doubles = np.array(
 )
 #: As it is, and left for right: all that leaves shadows below what casts them.
 MIRRORED: Doubles = SYMMETRIES[[0, 4]]
-#: How much of red, green and blue is in a grey (ITU-R BT.601).
-LUMA = (0.299, 0.587, 0.114)
 #: The product with the axis of greys, (1, 1, 1), as a matrix.
 CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))
 #: Regions whose crops are shuffled together: a shuffle buffer, in reading order.
@@ -61,6 +61,7 @@ class Stream(IntEnum):
     PAIR = 6
     CHANGE = 7
     MIX = 8
+    GAMMA = 9
 
 
 def uniforms(
@@ -141,6 +142,16 @@ def view_affines(
     return affines(view_boxes(numbers[:, :4], scale_min=scale_min), symmetries[which])
 
 
+def view_gammas(seed: int, epoch: int, indices: Indices, *, most: float) -> Floats:
+    """Return the power of each crop's greys, float32 (N,), see :func:`views`.
+
+    Its logarithm is uniform, so that a picture is made lighter as often as darker: from
+    1 / (1 + ``most``) to 1 + ``most``.
+    """
+    numbers = uniforms(seed, epoch, indices, stream=Stream.GAMMA, count=1)[:, 0]
+    return np.exp((2 * numbers - 1) * np.log1p(most)).astype(np.float32)
+
+
 def view_boxes(numbers: Doubles, *, scale_min: float) -> Doubles:
     """Turn uniform numbers (N, 4) into boxes (N, 4): x, y, width, height.
 
@@ -171,6 +182,7 @@ def views(
     mean: Sequence[float],
     std: Sequence[float],
     colour: Tensor | None = None,
+    gamma: Tensor | None = None,
     padding: str = "border",
 ) -> Tensor:
     """Turn crops into normalised views on the device they are on.
@@ -185,15 +197,17 @@ def views(
     affine
         float32 (N, 2, 3), on the same device; None: the crop as it is.
     mean, std
-        Of each channel, on pixels from 0 to 1.
+        Of each channel, on pixels from 0 to 1; of one, views are grey.
     colour
         float32 (N, 4), see :func:`recoloured`; None: as it is.
+    gamma
+        float32 (N,): pixels from 0 to 1 are raised to this power; None: as they are.
     padding
         What lies outside a crop: its ``border``, or its ``reflection``.
 
     Returns
     -------
-    float32 (N, 3, H, W).
+    float32 (N, C, H, W), C the length of ``mean``: 3 or 1.
     """
     images = crops.permute(0, 3, 1, 2).to(
         torch.float32, memory_format=torch.contiguous_format
@@ -208,6 +222,10 @@ def views(
         ).round_()
     if colour is not None:
         images = recoloured(images, colour)
+    if gamma is not None:
+        images = (images / 255).pow_(gamma.view(-1, 1, 1, 1)).mul_(255).round_()
+    if len(mean) == 1:
+        images = grey(images)
     shift, scale = _levels(tuple(mean), tuple(std), images.device)
     return images.sub_(shift).mul_(scale)
 

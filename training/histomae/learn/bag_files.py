@@ -54,6 +54,7 @@ class BagExamples(Examples):
     """float64 (C,): of the tiles, all slides counting alike."""
     std: Floats
     """float64 (C,)."""
+    what: str = "slide"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from histomae.events import Event, Heartbeat, Note
 from histomae.learn.crops import CropReader, PictureReader, PictureSetReader
 from histomae.learn.pairs import possible_pairs
 from histomae.slides.crops import CropManifest, CropSpec, build_manifest
-from histomae.slides.find import find_slides, is_slide
+from histomae.slides.find import find_slides, holds_pictures
 from histomae.slides.remote import local_copies
 from histomae.slides.slide import Slide, default_mpp
 from histomae.slides.tissue import TissueParams
@@ -72,6 +72,8 @@ class Examples:
     mpp_given: bool
     patient: Indices
     present: Bools
+    what: str = "crop"
+    """One of them, for people."""
 
 
 def slide_crops(
@@ -104,7 +106,7 @@ def slide_crops(
         If a picture cannot be read, or slides and pictures are mixed.
     """
     paths = [Path(path) for path in config.slides]
-    if any(_holds_pictures(path) for path in paths):
+    if any(holds_pictures(path) for path in paths):
         return (yield from _from_pictures(paths, config, run, stack, anew=anew))
     return (yield from _from_slides(config, run, stack, anew=anew, factors=(1.0,)))
 
@@ -177,6 +179,7 @@ def _of_sets(
         mpp_given=False,
         patient=sets.patient,
         present=sets.present,
+        what="picture" if mpp is None else "set",
     )
 
 
@@ -206,13 +209,6 @@ def _sets_of(root: Path, config: PretrainConfig) -> Generator[Event, None, Pictu
     return sets.of(paired)
 
 
-def _holds_pictures(path: Path) -> bool:
-    """Tell whether a path is a picture, or a folder of some that holds no slide."""
-    if not path.is_dir():
-        return bool(path.exists() and find_pictures([path]))
-    return not any(map(is_slide, path.rglob("*"))) and bool(find_pictures([path]))
-
-
 def _from_pictures(
     paths: list[Path],
     config: PretrainConfig,
@@ -225,7 +221,7 @@ def _from_pictures(
     (root, *others) = paths
     if others or not root.is_dir():
         raise DataSetError(
-            f"{next(p for p in paths if _holds_pictures(p))} is of pictures, and these "
+            f"{next(p for p in paths if holds_pictures(p))} is of pictures, and these "
             "are trained on by themselves. Name one folder of pictures, or slides."
         )
     if config.mpp is not None or config.slide_mpp is not None:

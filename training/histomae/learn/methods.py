@@ -20,6 +20,7 @@ from histomae.learn.augment import (
     Stream,
     mask_noise,
     view_affines,
+    view_gammas,
     views,
 )
 from histomae.learn.bag_files import slide_bags
@@ -151,6 +152,7 @@ def _tile_header(model: Any, setting: Setting, step: int) -> CheckpointHeader:
         tile_px=config.tile_px,
         mpp=examples.mpp,
         mpp_given=examples.mpp_given,
+        scan_sector=config.scan_sector and examples.mpp is None,
         step=step,
         config_hash=config.short_hash,
     )
@@ -174,8 +176,6 @@ class Method(Task):
     """
     examples: Callable[..., Generator[Event, None, tuple[PretrainConfig, Any]]]
     """Make ready what it trains on, as :func:`histomae.learn.examples.slide_crops`."""
-    what: str = "crop"
-    """One of what it trains on, for people."""
     begin: Callable[[Any, PretrainConfig, Any], InitialWeights] = _begin_tiles
     """Give a new model, made for examples, the weights that the settings name."""
     header: Callable[[Any, Setting, int], Header] = _tile_header
@@ -191,7 +191,12 @@ def _mae(config: PretrainConfig, generator: torch.Generator) -> MaskedAutoencode
 
 
 def _encoder_spec(config: PretrainConfig) -> AnySpec:
-    return spec_of(config.encoder, tile_px=config.tile_px, patch_size=config.patch_size)
+    return spec_of(
+        config.encoder,
+        tile_px=config.tile_px,
+        patch_size=config.patch_size,
+        in_chans=config.in_chans,
+    )
 
 
 def _autoencoder(config: PretrainConfig) -> dict[str, Any]:
@@ -221,6 +226,7 @@ def _mae_inputs(batch: Batch, setting: Setting) -> Inputs:
         None if affine is None else torch.from_numpy(affine).to(device),
         mean=setting.mean,
         std=setting.std,
+        gamma=_gamma(batch, config),
     )
     noise = mask_noise(
         config.seed,
@@ -230,6 +236,14 @@ def _mae_inputs(batch: Batch, setting: Setting) -> Inputs:
         stream=Stream.MASK if batch.training else Stream.HELD_OUT_MASK,
     )
     return {"images": images, "noise": torch.from_numpy(noise).to(device)}
+
+
+def _gamma(batch: Batch, config: PretrainConfig) -> Tensor | None:
+    """Return the power of each crop's greys, (N,), or None: as they are."""
+    if not (batch.training and config.gamma):
+        return None
+    powers = view_gammas(config.seed, batch.epoch, batch.indices, most=config.gamma)
+    return torch.from_numpy(powers).to(batch.pictures.device)
 
 
 def _mae_loss(model: nn.Module, inputs: Inputs, setting: Setting) -> Objective:
@@ -371,8 +385,10 @@ def _mpcs_picture(
     Always with the same changes.
     """
     batch = Batch(torch.from_numpy(crops), indices, epoch=0)
-    pairs = _mpcs_inputs(batch, replace(setting, mean=(0, 0, 0), std=(1, 1, 1)))
-    shown = (pairs["images"] * 255).round().to(torch.uint8).movedim(2, -1).numpy()
+    channels = setting.config.in_chans
+    plain = replace(setting, mean=(0,) * channels, std=(1,) * channels)
+    images = _mpcs_inputs(batch, plain)["images"].expand(-1, -1, 3, -1, -1)
+    shown = (images * 255).round().to(torch.uint8).movedim(2, -1).numpy()
     return beside([tuple(pair) for pair in shown])
 
 
@@ -440,7 +456,6 @@ METHODS: dict[str, Method] = {
             splits_over_batch=True,
             build=pama.build,
             examples=slide_bags,
-            what="slide",
             begin=pama.begin,
             header=pama.header,
             load=load_slide_checkpoint,

@@ -53,6 +53,7 @@ from histomae.learn.processes import (
 from histomae.learn.runs import RunFolder, absolute_paths
 from histomae.learn.saving import Keeper, writing
 from histomae.learn.tensorboard import TensorBoard
+from histomae.models.initial import usual_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -65,8 +66,6 @@ if TYPE_CHECKING:
     from histomae.learn.loop import Indices, Pixels
     from histomae.models.checkpoint import Kept
 
-#: ImageNet's, as in MAE; weights that a training starts from bring their own.
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 #: Crops held out are judged on so many at most, spread over all of them.
 MOST_JUDGED = 256
 #: Rows of a preview.
@@ -388,7 +387,8 @@ class _Work:
             begun = method.begin(model, config, examples)
             for note in begun.notes:
                 yield Note(note)
-            mean, std = begun.mean or MEAN, begun.std or STD
+            usual_mean, usual_std = usual_pixels(config.in_chans)
+            mean, std = begun.mean or usual_mean, begun.std or usual_std
         else:
             mean, std = self._checkpoint.header.mean, self._checkpoint.header.std
         model.to(fabric.device)
@@ -447,7 +447,7 @@ class _Work:
             precision=config.precision,
             mpp=training.examples.mpp,
             processes=self._fabric.world_size,
-            what=training.method.what,
+            what=training.examples.what,
         )
 
     # ---- looking, and keeping

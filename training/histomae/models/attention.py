@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Head = int | Literal["mean", "rollout"]
+#: Whose looks are shown: the class token's, or those of all patches on average, which
+#: is what models that are pooled by the mean of their patches have been trained for.
+Query = Literal["class_token", "mean"]
 
 
 def rollout(attentions: Iterable[Tensor]) -> Tensor:
@@ -94,10 +97,11 @@ def class_attention(
     *,
     block: int = -1,
     head: Head = "mean",
+    query: Query = "class_token",
     num_prefix_tokens: int = 1,
     grid_size: tuple[int, int],
 ) -> Tensor:
-    """Return how much the class token looks at each patch.
+    """Return how much each patch is looked at.
 
     Parameters
     ----------
@@ -107,6 +111,8 @@ def class_attention(
         Which block; negative counts from the last. For a rollout: the last block taken.
     head
         A head's number, ``"mean"`` over the heads, or ``"rollout"`` through the blocks.
+    query
+        Who looks: the ``class_token``, or the patches, on average (``mean``).
     num_prefix_tokens
         Class token and registers, left out of the map.
     grid_size
@@ -128,14 +134,8 @@ def class_attention(
         weights = attentions[block].mean(dim=1)
     else:
         weights = _one_head(attentions[block], head)
-    return class_row(weights, num_prefix_tokens, grid_size=grid_size)
-
-
-def class_row(
-    weights: Tensor, num_prefix_tokens: int, *, grid_size: tuple[int, int]
-) -> Tensor:
-    """Lay the class token's row of (N, T, T) out on the patch grid: (N, *grid_size)."""
-    return weights[:, 0, num_prefix_tokens:].reshape(-1, *grid_size)
+    rows = weights[:, :1] if query == "class_token" else weights[:, num_prefix_tokens:]
+    return rows[..., num_prefix_tokens:].mean(1).reshape(-1, *grid_size)
 
 
 def _one_head(attention: Tensor, head: int | str) -> Tensor:

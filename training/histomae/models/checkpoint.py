@@ -77,6 +77,8 @@ class Header(ABC):
     """Where one like it is found."""
     readers: ClassVar[dict[str, Callable[[Any], Any]]]
     """Of its fields."""
+    later: ClassVar[dict[str, Any]] = {}
+    """Of fields that older files lack: what held for them."""
 
     method: str
     mask_ratio: float
@@ -114,7 +116,7 @@ class Header(ABC):
             If it is not as :meth:`to_json` writes it.
         """
         try:
-            values = files.parse_object(text)
+            values = {**cls.later, **files.parse_object(text)}
             check_format(values.pop("format", None))
             return cls(**files.read_fields(values, cls.readers))
         except CheckpointError:
@@ -189,7 +191,9 @@ class CheckpointHeader(Header):
         "tile_px": files.whole,
         "mpp": files.optional(files.number),
         "mpp_given": files.flag,
+        "scan_sector": files.flag,
     }
+    later: ClassVar = {"scan_sector": False}
 
     architecture: str
     """Name after timm's pattern, such as ``vit_small_patch16_224``."""
@@ -206,6 +210,8 @@ class CheckpointHeader(Header):
     which nobody knows."""
     mpp_given: bool
     """A person supplied the mpp of one slide at least."""
+    scan_sector: bool = False
+    """Pictures were cropped to what an ultrasound device scanned, and grey."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 AnySpec = EncoderSpec | CnnSpec
 
 
-def spec_of(name: str, *, tile_px: int, patch_size: int) -> AnySpec:
+def spec_of(name: str, *, tile_px: int, patch_size: int, in_chans: int = 3) -> AnySpec:
     """Return the spec of an encoder by its name; only a ViT has patches.
 
     Raises
@@ -24,8 +24,8 @@ def spec_of(name: str, *, tile_px: int, patch_size: int) -> AnySpec:
         If the name is unknown or the sizes do not fit.
     """
     if name in CNNS:
-        return CnnSpec(name, tile_px)
-    return encoder_spec(name, tile_px=tile_px, patch_size=patch_size)
+        return CnnSpec(name, tile_px, in_chans)
+    return encoder_spec(name, tile_px=tile_px, patch_size=patch_size, in_chans=in_chans)
 
 
 def build(spec: AnySpec, *, generator: torch.Generator | None = None) -> nn.Module:

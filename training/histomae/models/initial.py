@@ -99,8 +99,54 @@ def init_encoder(encoder: nn.Module, source: str) -> InitialWeights:
         weights = _timm_weights(encoder, source.removeprefix(TIMM))
     else:
         weights = _weights_of_file(Path(source).expanduser())
+    weights, greyed = _greyed(encoder, weights)
     notes = _copy(encoder, weights.tensors, source)
-    return InitialWeights(source, weights.mean, weights.std, notes)
+    return InitialWeights(source, weights.mean, weights.std, (*greyed, *notes))
+
+
+#: The first layers of the encoders: what takes pixels.
+FIRST_LAYERS = ("patch_embed.proj", "conv1", "conv_stem")
+#: Of pixels from 0 to 1, where weights do not say it: those of ImageNet.
+USUAL_MEAN, USUAL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def usual_pixels(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and std of pixels from 0 to 1: ImageNet's; of one, their mean."""
+    if channels == 1:
+        return (sum(USUAL_MEAN) / 3,), (sum(USUAL_STD) / 3,)
+    return USUAL_MEAN, USUAL_STD
+
+
+def _greyed(encoder: nn.Module, weights: _Weights) -> tuple[_Weights, tuple[str, ...]]:
+    """Return weights for one channel, where they are of three and the encoder has one.
+
+    The weights of the three are summed, each in the units of its own channel, so that a
+    grey picture gives what it gave in three equal channels. Where the layer has a bias
+    also the channels' means are exact; else the grey's is chosen so that they are on
+    average.
+    """
+    mine, tensors = encoder.state_dict(), weights.tensors
+    for layer in FIRST_LAYERS:
+        name, bias = f"{layer}.weight", f"{layer}.bias"
+        have, want = tensors.get(name), mine.get(name)
+        if have is None or want is None or have.ndim != 4:
+            continue
+        if (have.shape[1], want.shape[1]) != (3, 1):
+            continue
+        mean = torch.tensor(weights.mean or USUAL_MEAN, device=have.device)
+        std = torch.tensor(weights.std or USUAL_STD, device=have.device)
+        usual = usual_pixels(1)
+        if weights.mean is not None and weights.std is not None:
+            usual = (sum(weights.mean) / 3,), (sum(weights.std) / 3,)
+        (grey_mean,), (grey_std,) = usual
+        each = have.float() / std.view(1, 3, 1, 1)
+        changed = {name: each.sum(1, keepdim=True) * grey_std}
+        if bias in tensors:
+            shift = (each * (grey_mean - mean).view(1, 3, 1, 1)).sum((1, 2, 3))
+            changed[bias] = tensors[bias].float() + shift
+        note = "The weights of three colour channels were summed up for one grey."
+        return _Weights({**tensors, **changed}, *usual), (note,)
+    return weights, ()
 
 
 def load_weights_file(
@@ -227,7 +273,8 @@ def _timm_weights(encoder: nn.Module, name: str) -> _Weights:
         )
     with torch.device("meta"):  # whether it fits is known before anything is fetched
         bare = timm.create_model(name, num_classes=0, pretrained=False)
-    _resampled(encoder, bare.state_dict(), f"{TIMM}{name}")
+    bare_weights, _ = _greyed(encoder, _Weights(bare.state_dict()))
+    _resampled(encoder, bare_weights.tensors, f"{TIMM}{name}")
     try:
         with torch.random.fork_rng(devices=[]):
             model = timm.create_model(name, num_classes=0, pretrained=True)

@@ -12,6 +12,17 @@ from torch import Tensor
 
 #: Added to a patch's variance, so that a blank patch has the finite target 0.
 NORM_PIX_EPS = 1e-6
+#: How much of red, green and blue is in a grey (ITU-R BT.601).
+LUMA = (0.299, 0.587, 0.114)
+
+
+def grey(images: Tensor) -> Tensor:
+    """Turn pictures (N, 3, H, W) from 0 to 255 into whole greys, (N, 1, H, W).
+
+    One whose channels are the same keeps its numbers.
+    """
+    luma = torch.tensor(LUMA, device=images.device).view(1, 3, 1, 1)
+    return (images * luma).sum(1, keepdim=True).round()
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -79,14 +79,16 @@ class EncoderSpec:
         return self.grid_size[0] * self.grid_size[1]
 
 
-def encoder_spec(name: str, *, tile_px: int, patch_size: int) -> EncoderSpec:
+def encoder_spec(
+    name: str, *, tile_px: int, patch_size: int, in_chans: int = 3
+) -> EncoderSpec:
     """Return the spec of an encoder by the name of its size, such as ``vit_small``."""
     if name not in ENCODER_SIZES:
         raise ConfigError(
             "encoder", f"{name!r} is unknown. Choose one of {', '.join(ENCODER_SIZES)}."
         )
     embed_dim, depth, num_heads = ENCODER_SIZES[name]
-    return EncoderSpec(tile_px, patch_size, embed_dim, depth, num_heads)
+    return EncoderSpec(tile_px, patch_size, embed_dim, depth, num_heads, in_chans)
 
 
 def sincos_2d(dim: int, grid_size: tuple[int, int], *, class_token: bool) -> Tensor:

@@ -106,6 +106,27 @@ def make_anatomy(size_um: tuple[float, float], *, rng: Rng) -> Anatomy:
     )
 
 
+def one_tissue(
+    size_um: tuple[float, float], class_name: str, mixture: Mixture, *, rng: Rng
+) -> Anatomy:
+    """Fill a rectangle of (width, height) with one tissue, without edge or traps."""
+    fibre_rng, tissue_rng = rng.spawn(2)
+    region = Region(class_name, shapely.box(0, 0, *size_um))
+    fibres, canvas = _fibres(size_um, rng=fibre_rng), _Canvas(size_um)
+    nuclei = canvas.add(region, mixture, rng=tissue_rng)
+    nothing = Field(np.zeros((2, 2), np.float32), max(size_um))
+    return Anatomy(
+        size_um,
+        (region,),
+        canvas.follow_fibres(nuclei, fibres, rng=fibre_rng),
+        Field(np.full((2, 2), 10 * FAR_UM, np.float32), max(size_um)),
+        Field(canvas.distance, 1.0),
+        Field(canvas.hollow, 1.0),
+        fibres,
+        Traps(nothing, nothing, nothing, nothing),
+    )
+
+
 # ---- sections and regions
 
 

@@ -15,6 +15,8 @@ from histomae.slides._sample_fields import Field, Floats, noise, smoothstep
 from histomae.slides._sample_tissue import FAT_UM, HOLLOW_EDGE, STROMA
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from numpy.random import Generator as Rng
 
     from histomae.slides._sample_anatomy import Anatomy
@@ -50,6 +52,31 @@ def paint(anatomy: Anatomy, mpp: float, *, rng: Rng) -> Pixels:
         y = (np.arange(strip.start, strip.stop) + 0.5) * mpp
         image[strip] = look.strip(x, y, nuclei[strip])
     return image
+
+
+def paint_windows(
+    anatomy: Anatomy,
+    windows: Sequence[tuple[tuple[float, float], float]],
+    size_px: tuple[int, int],
+    *,
+    rng: Rng,
+) -> Iterator[Pixels]:
+    """Yield pictures of places, uint8 (H, W, 3), all stained and lit alike.
+
+    Parameters
+    ----------
+    windows
+        Of each its corner (x, y), µm, and its µm/px.
+    size_px
+        (W, H).
+    """
+    look = _Look(anatomy, rng)
+    width, height = size_px
+    for (left, top), mpp in windows:
+        nuclei = look.stamp_nuclei((height, width), mpp, corner_um=(left, top))
+        x = left + (np.arange(width) + 0.5) * mpp
+        y = top + (np.arange(height) + 0.5) * mpp
+        yield look.strip(x, y, nuclei)
 
 
 class _Look:
@@ -142,22 +169,34 @@ class _Look:
         far = smoothstep(distance, 24.0, 56.0) * smoothstep(inside, 10.0, 50.0)
         return eosin * (1 - far * (0.3 * coarse.clip(-2, 1) + 0.8 * cleft)).clip(0.06)
 
-    def stamp_nuclei(self, shape: tuple[int, int], mpp: float) -> Pixels:
-        """Return the haematoxylin of all nuclei, uint8 (H, W), ``FULL`` = density 1."""
+    def stamp_nuclei(
+        self,
+        shape: tuple[int, int],
+        mpp: float,
+        *,
+        corner_um: tuple[float, float] = (0.0, 0.0),
+    ) -> Pixels:
+        """Return the haematoxylin of nuclei, uint8 (H, W), ``FULL`` = density 1."""
         nuclei = self.anatomy.nuclei
+        xy = nuclei.xy_um - np.array(corner_um)
         reach = int(np.ceil(REACH_UM / mpp))
         side = np.arange(2 * reach + 1)
-        padded = shape[0] + 2 * reach + 2, shape[1] + 2 * reach + 2
+        padded = shape[0] + 4 * reach + 2, shape[1] + 4 * reach + 2
         canvas = np.zeros(padded, np.uint8)
-        corner = np.floor(nuclei.xy_um / mpp).astype(int) - reach
-        for start in range(0, len(corner), BATCH):
-            batch = np.arange(start, min(start + BATCH, len(corner)))
+        corner = np.floor(xy / mpp).astype(int) - reach
+        last = np.array(shape[::-1])
+        seen = np.flatnonzero(((corner >= -2 * reach) & (corner <= last)).all(1))
+        for start in range(0, len(seen), BATCH):
+            batch = seen[start : start + BATCH]
             lattice = (corner[batch][:, None] + side[:, None] + 0.5) * mpp
-            stamps = self._nuclei(batch, lattice - nuclei.xy_um[batch][:, None])
-            for (column, row), stamp in zip(corner[batch] + reach, stamps, strict=True):
+            stamps = self._nuclei(batch, lattice - xy[batch][:, None])
+            for (column, row), stamp in zip(
+                corner[batch] + 2 * reach, stamps, strict=True
+            ):
                 window = canvas[row : row + len(side), column : column + len(side)]
                 np.maximum(window, stamp, out=window)
-        return canvas[reach : reach + shape[0], reach : reach + shape[1]]
+        begin = 2 * reach
+        return canvas[begin : begin + shape[0], begin : begin + shape[1]]
 
     def _nuclei(self, batch: Any, offset_um: Floats) -> Pixels:
         """Return stamps uint8 (n, h, w) of nuclei at offsets (n, h, 2) of (x, y)."""

@@ -1,7 +1,8 @@
-"""Which files are slides."""
+"""Which files are slides, and which are plain pictures."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu")
 #: Suffixes that other images carry too: a slide only where OpenSlide detects one.
 SHARED_SUFFIXES = (".tif", ".tiff", ".dcm")
+#: Suffixes of plain pictures, which have one level and no micrometres.
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+#: What the name of a mask of lesions ends in, before its suffix.
+MASK = re.compile(r"_mask(_\d+)?$")
 
 
 def is_slide(path: str | Path) -> bool:
@@ -35,10 +40,29 @@ def is_slide(path: str | Path) -> bool:
         return False
 
 
+def is_picture(path: str | Path) -> bool:
+    """Tell whether a file is named as a plain picture, and not as a mask of one."""
+    path = Path(path)
+    return path.suffix.lower() in PICTURE_SUFFIXES and not MASK.search(path.stem)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the plain pictures of a folder to its depth, in order; masks are none."""
+    return [p for p in sorted(folder.rglob("*")) if is_picture(p) and p.is_file()]
+
+
+def holds_pictures(path: Path) -> bool:
+    """Tell whether a path is a plain picture, or a folder of some and of no slide."""
+    if not path.is_dir():
+        return is_picture(path) and path.is_file()
+    return not any(map(is_slide, path.rglob("*"))) and bool(pictures_in(path))
+
+
 def find_slides(paths: Iterable[str | Path]) -> list[Path]:
     """Return the slides among files and folders, each once, in order.
 
-    A folder is searched to its depth; of a DICOM series only one file is taken.
+    A folder is searched to its depth; of a DICOM series only one file is taken. A
+    folder that holds plain pictures and no slide is taken for these.
 
     Raises
     ------
@@ -49,7 +73,9 @@ def find_slides(paths: Iterable[str | Path]) -> list[Path]:
     for given in map(Path, paths):
         if not given.exists():
             raise SlideError(f"{given} does not exist. Check the name.")
-        inside = _slides_in(given) if given.is_dir() else [given]
+        inside = [given]
+        if given.is_dir():
+            inside = _slides_in(given) or pictures_in(given)
         if not inside:
             raise SlideError(f"The folder {given} holds no slide. Choose another one.")
         for path in inside:

@@ -84,6 +84,19 @@ class TileGrid:
         """(rows, columns)."""
         return self.rows, self.cols
 
+    def read(
+        self, slide: Slide, row: int, col: int
+    ) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Read a tile, uint8 (tile_px, tile_px, 3), RGB.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read there.
+        """
+        side = (self.spec.tile_px, self.spec.tile_px)
+        return slide.read_region(self.xy_l0(row, col), side, self.spec.mpp)
+
     def xy_l0(self, row: int, col: int) -> tuple[float, float]:
         """Top-left corner (x, y) of a tile, level-0 pixels."""
         x, y = self.l0_from_grid(np.array([col, row], float))

@@ -50,6 +50,24 @@ MOST_ASSOCIATED_PX = 1 << 24
 BAND_PX = 1 << 18
 
 
+def tile_box(
+    tile_px: tuple[int, int], level_size: tuple[int, int], col: int, row: int
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return (x, y) and (width, height) of a tile, cut at the level's edges.
+
+    Raises
+    ------
+    IndexError
+        If there is no such tile.
+    """
+    wide, high = tile_px
+    level_w, level_h = level_size
+    x, y = col * wide, row * high
+    if not (0 <= x < level_w and 0 <= y < level_h):
+        raise IndexError(f"the level has no tile in column {col}, row {row}")
+    return (x, y), (min(wide, level_w - x), min(high, level_h - y))
+
+
 class Oracle:
     """One file as OpenSlide reads it. Levels are numbers, 0 is finest.
 
@@ -156,12 +174,7 @@ class Oracle:
         IndexError
             If there is no such tile.
         """
-        wide, high = self.tile_sizes[level]
-        level_w, level_h = self.level_sizes[level]
-        x, y = col * wide, row * high
-        if not (0 <= x < level_w and 0 <= y < level_h):
-            raise IndexError(f"level {level} has no tile in column {col}, row {row}")
-        return (x, y), (min(wide, level_w - x), min(high, level_h - y))
+        return tile_box(self.tile_sizes[level], self.level_sizes[level], col, row)
 
     def read(self, level: int, start: tuple[int, int], size: tuple[int, int]) -> Pixels:
         """Read stored pixels that lie within a level.

@@ -22,11 +22,12 @@ import tifffile
 
 from histomae.errors import ConfigError
 from histomae.files import cache, write_beside
-from histomae.slides._sample_anatomy import Anatomy, make_anatomy
-from histomae.slides._sample_paint import Pixels, paint
-from histomae.slides._sample_tissue import CLASS_NAMES
+from histomae.slides._sample_anatomy import Anatomy, make_anatomy, one_tissue
+from histomae.slides._sample_paint import Pixels, paint, paint_windows
+from histomae.slides._sample_tissue import CLASS_NAMES, Mixture
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 #: Part of the file names: raised whenever the same seed would give another slide.
@@ -43,6 +44,8 @@ CLASS_COLORS = {
     "Stroma": (86, 180, 233),
     "Fat": (240, 228, 66),
 }
+#: Between places that pictures are painted of, and around them, µm.
+MARGIN_UM = 20.0
 NOTICE = "synthetic sample slide, not a patient"
 #: The coarsest level has fewer pixels a side than this.
 COARSEST_PX = 1024
@@ -107,6 +110,52 @@ def sample_slide(
     image = paint(anatomy, mpp, rng=look_rng)
     _write_slide(files.slide_path, image, mpp=mpp, seed=seed)
     return files
+
+
+def tissue_pictures(
+    class_name: str,
+    *,
+    epithelium: float,
+    white: float,
+    density: float,
+    places: int,
+    mpps: Sequence[float],
+    size_px: tuple[int, int],
+    seed: Sequence[int],
+) -> Iterator[list[Pixels]]:
+    """Yield pictures of places in one tissue, each place at several pixel sizes.
+
+    Of a place all pictures have one centre, are of one staining, and are uint8 (H, W,
+    3). Equal seeds give equal pictures.
+
+    Parameters
+    ----------
+    class_name
+        The arrangement, one of ``CLASS_NAMES``.
+    epithelium, white, density
+        Shares of epithelium and of empty space, and nuclei per µm² of epithelium.
+    mpps
+        µm per pixel; places are as large as a picture at the coarsest.
+    size_px
+        (W, H) of every picture.
+    """
+    width, height = (side * max(mpps) for side in size_px)
+    tissue_rng, look_rng = np.random.default_rng(seed).spawn(2)
+    size_um = (MARGIN_UM + places * (width + MARGIN_UM), height + 2 * MARGIN_UM)
+    mixture = Mixture(epithelium, white, density)
+    anatomy = one_tissue(size_um, class_name, mixture, rng=tissue_rng)
+    middle = MARGIN_UM + height / 2
+    centres = [
+        MARGIN_UM + width / 2 + place * (width + MARGIN_UM) for place in range(places)
+    ]
+    windows = [
+        ((x - size_px[0] * mpp / 2, middle - size_px[1] * mpp / 2), mpp)
+        for x in centres
+        for mpp in mpps
+    ]
+    painted = paint_windows(anatomy, windows, size_px, rng=look_rng)
+    for _ in centres:
+        yield [next(painted) for _ in mpps]
 
 
 def _check(seed: int, mpp: float, size_um: tuple[float, float]) -> None:

@@ -91,7 +91,8 @@ class Slide:
         Parameters
         ----------
         path
-            File of any format that OpenSlide reads.
+            File of any format that OpenSlide reads; or PNG, JPEG or BMP, which has one
+            level and no pixel size.
         mpp
             Level-0 pixel size in µm, one number or (x, y), that outranks the file's.
             Without it: the file's, if it lies within ``MIN_MPP`` to ``MAX_MPP``; else
@@ -155,6 +156,11 @@ class Slide:
     def vendor(self) -> str:
         """OpenSlide's name of the format."""
         return self.properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is a plain picture: one level, and micrometres only if given."""
+        return self._file.is_picture
 
     @property
     def dimensions(self) -> tuple[int, int]:
@@ -234,6 +240,12 @@ class Slide:
             If neither the file, nor the caller, nor an earlier answer gave it.
         """
         if self._mpp is None:
+            if self.is_picture:
+                raise MissingMppError(
+                    f"The picture {self.path.name} has no micrometres, which this "
+                    "needs. Choose a model that was trained on pictures, or enter its "
+                    "µm per pixel (--slide-mpp on the command line)."
+                )
             raise MissingMppError(
                 f"The slide {self.path.name} has no believable pixel size. Enter the "
                 "µm per pixel of its finest level (--slide-mpp on the command line)."

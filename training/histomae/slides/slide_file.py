@@ -11,6 +11,8 @@ from PIL import Image
 from histomae.errors import SlideError
 from histomae.slides.decoders import REDUCTIONS, reduced_shape
 from histomae.slides.direct import DirectLevel, direct_levels, is_switched_on
+from histomae.slides.find import PICTURE_SUFFIXES
+from histomae.slides.flat import FlatPicture
 from histomae.slides.oracle import Oracle
 from histomae.slides.stamp import Stamp
 from histomae.slides.tile_cache import TileCache, shared_cache
@@ -29,18 +31,22 @@ class _Opened:
     """A file as it was when it had this stamp, and who reads it."""
 
     stamp: Stamp
-    oracle: Oracle
+    oracle: Oracle | FlatPicture
     direct: dict[int, DirectLevel]
 
     @classmethod
     def at(cls, path: Path, *, direct: bool) -> _Opened:
         stamp = Stamp.of(path)
+        if path.suffix.lower() in PICTURE_SUFFIXES:
+            return cls(stamp, FlatPicture(path), {})
         oracle = Oracle(path)
         return cls(stamp, oracle, direct_levels(stamp, oracle) if direct else {})
 
     def is_direct(self, level: int) -> bool:
         reader = self.direct.get(level)
-        return reader is not None and reader.is_proved(level, self.oracle)
+        if reader is None or isinstance(self.oracle, FlatPicture):
+            return False
+        return reader.is_proved(level, self.oracle)
 
     def tile(self, level: int, col: int, row: int, reduce: int) -> Pixels:
         """Decode a tile, cut at the level's edges."""
@@ -67,7 +73,7 @@ class SlideFile:
     Parameters
     ----------
     path
-        A file of any format that OpenSlide reads.
+        A file of any format that OpenSlide reads, or a plain picture.
     cache
         Where decoded tiles are kept; None: with those of all other slides.
     direct
@@ -84,6 +90,7 @@ class SlideFile:
         self, path: Path, *, cache: TileCache | None = None, direct: bool | None = None
     ) -> None:
         self.path = path
+        self.is_picture = path.suffix.lower() in PICTURE_SUFFIXES
         self._cache = shared_cache() if cache is None else cache
         self._may_be_direct = is_switched_on() if direct is None else direct
         self._opened = _Opened.at(path, direct=self._may_be_direct)
