@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from histomae.config import PretrainConfig
 from histomae.data.classes import ClassSet
@@ -132,6 +134,41 @@ def test_encoders_of_one_name_are_numbered(write_checkpoint, tmp_path):
     )
     found = result_of(open_candidates(asked))
     assert [one.name for one in found] == ["last 1", "last 2", "untrained"]
+
+
+def test_a_file_of_weights_of_a_timm_model_is_a_candidate(
+    data, write_checkpoint, tmp_path
+):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = timm.create_model("test_vit", num_classes=0)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    source = f"test_vit={tmp_path / 'weights.safetensors'}"
+    asked = Compared(
+        encoders=(str(write_checkpoint()), source),
+        imagenet=source,
+        untrained=False,
+        colour=False,
+        device="cpu",
+    )
+    found = result_of(open_candidates(asked))
+    kinds = {one.name: one.kind for one in found}
+    assert kinds == {
+        "last": "encoder",
+        "test_vit": "foreign encoder",
+        "ImageNet": "ImageNet",
+    }
+    settings = replace(QUICK, fine_tuning=replace(QUICK.fine_tuning, epochs=1))
+    out = tmp_path / "out"
+    few = data.among(np.flatnonzero(np.isin(data.patients, ["p0", "p1", "p2"])))
+    evaluation = result_of(
+        evaluate(PROTOCOLS["finetune"], few, found[1:2], out, settings)
+    )
+    assert {t.chosen["taught by"] for t in evaluation.trials} == {"finetune"}
+    # What is trained is a copy.
+    torch.testing.assert_close(
+        found[1].network().module.state_dict(), model.state_dict()
+    )
 
 
 # Features ------------------------------------------------------------------------
