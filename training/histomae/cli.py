@@ -801,6 +801,8 @@ class Evaluate:
     """The folder for trials, tables and report; one that is there is gone on with."""
     test_data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """Of transfer: the data set to test on."""
+    test_task: str | None = None
+    """Of the data set to test on; None: its first."""
     kind: str = "auto"
     """Of data set, as 'histomae datasets' names it; auto: by its folder."""
     task: str | None = None
@@ -879,11 +881,11 @@ class Evaluate:
         from histomae.evaluate.report import write_report
 
         protocol, settings = protocol_of(self.protocol), self._settings()
-        data = self._open(self.data, protocol.task)
+        data = self._open(self.data, self.task or protocol.task)
         if protocol.name == "transfer":
             if self.test_data is None:
                 raise ConfigError("test_data", "is needed: the data set to test on.")
-            data, protocol = transfer(data, self._open(self.test_data))
+            data, protocol = transfer(data, self._open(self.test_data, self.test_task))
         elif self.test_data is not None:
             raise ConfigError(
                 "test_data", f"{protocol.name} takes none. Choose transfer."
@@ -909,10 +911,10 @@ class Evaluate:
             say(f"- {note}")
         say(f"report: {write_report(evaluation, self.out)}")
 
-    def _open(self, path: Path, task: str | None = None) -> LabelledSet:
+    def _open(self, path: Path, task: str | None) -> LabelledSet:
         from histomae.data.datasets import only_readable, open_dataset
 
-        data = open_dataset(path, self.kind, task=self.task or task)
+        data = open_dataset(path, self.kind, task=task)
         if not self.skip_unreadable:
             return data
         return show(only_readable(data, skip_unreadable=True))

@@ -166,3 +166,21 @@ class TestPretraining:
             "1 pair of pictures that look the same in pretraining and test: "
             "copy.png = 8.png.",
         )
+
+
+def test_of_several_folds_a_picture_is_read_once(data):
+    reads = []
+
+    def read(picture):
+        reads.append(picture.name)
+        return read_file(picture)
+
+    twice = changed(data, 8, path=data.pictures[0].path)
+    counted, hashes = replace(twice, read=read), {}
+    turned = Fold(FOLD.test, FOLD.val, FOLD.train)
+    found = [
+        result_of(find_leaks(counted, fold, hashes=hashes)) for fold in (FOLD, turned)
+    ]
+    assert len(reads) == len(data)
+    assert found == [result_of(find_leaks(twice, fold)) for fold in (FOLD, turned)]
+    assert all(found)

@@ -5,6 +5,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as oracle
 
+from histomae.data import metrics
 from histomae.data.metrics import (
     accuracy,
     auc,
@@ -380,3 +381,22 @@ def test_the_interval_of_a_mean():
     assert low == pytest.approx(0.4, abs=0.03)
     assert high == pytest.approx(0.6, abs=0.03)
     assert np.isnan(bootstrap_mean(np.array([1.0]))).all()
+
+
+def test_intervals_are_the_same_however_many_draws_fit_into_memory(monkeypatch):
+    labels, predicted, groups = drawn(1)
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(5), size=len(labels))
+    other = np.roll(predicted, 1)
+
+    def intervals():
+        how = {"groups": groups, "num_classes": 5, "draws": 300}
+        return (
+            bootstrap_interval(labels, predicted, **how),
+            bootstrap_auc(labels, probabilities, groups=groups, draws=300),
+            bootstrap_mean(predicted.astype(float), draws=300),
+            paired_bootstrap(labels, predicted, other, **how),
+        )
+
+    at_once = intervals()
+    monkeypatch.setattr(metrics, "MOST_NUMBERS", 1000)
+    assert intervals() == at_once

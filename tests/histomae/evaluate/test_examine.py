@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from histomae.config import PretrainConfig
 from histomae.data.classes import ClassSet
+from histomae.data.datasets import open_dataset
 from histomae.data.labelled import LabelledPicture, LabelledSet
 from histomae.data.picture_sets import PictureSets
 from histomae.data.pictures import read_picture
@@ -24,8 +25,9 @@ from histomae.evaluate.examine import data_hash, evaluate
 from histomae.evaluate.features import compute_features
 from histomae.evaluate.lessons import Lesson, Taught, Teacher, trial_of
 from histomae.evaluate.protocols import PROTOCOLS, Settings, tiling_of, transfer
-from histomae.evaluate.scores import MAIN, compare, lines, scores
+from histomae.evaluate.scores import MAIN, compare, lines, scores, verdicts
 from histomae.evaluate.trial_files import load_evaluation
+from histomae.evaluate.trials import Evaluation, Trial
 from histomae.events import Note, Progress, result_of
 from histomae.learn.finetune import FineTuning
 from histomae.learn.runs import RunFolder
@@ -272,6 +274,58 @@ def test_an_encoder_that_does_not_beat_colour_is_told(tmp_path, compared):
         "last does not beat" in note and "colour histogram" in note
         for note in evaluation.notes
     )
+
+
+@pytest.mark.parametrize(
+    ("fractions", "where"),
+    [((0.2, 1.0), "fraction 0.2; fraction 1"), ((0.1, 0.2, 0.4, 1.0), "in 4 settings")],
+)
+def test_verdicts_name_few_settings_and_count_many(data, fractions, where):
+    right = np.eye(len(NAMES))[data.labels]
+    wrong = np.roll(right, 1, axis=1)
+    answers = {"ours": wrong, "colour histogram": right, "untrained": wrong}
+    evaluation = Evaluation(
+        protocol="few-label",
+        data=data,
+        trials=tuple(
+            Trial(
+                candidate=name,
+                setting={"fraction": fraction},
+                fold=0,
+                tested=np.arange(len(data)),
+                probabilities=answer,
+            )
+            for name, answer in answers.items()
+            for fraction in fractions
+        ),
+        facts={
+            "candidates": {
+                "ours": {"kind": "encoder"},
+                "colour histogram": {"kind": "colour histogram"},
+                "untrained": {"kind": "untrained"},
+            }
+        },
+    )
+    assert verdicts(evaluation) == (
+        f"ours does not beat colour histogram nor untrained ({where}).",
+    )
+
+
+def test_the_real_sample_is_examined_with_votes_of_its_patches(
+    shared_data, compared, tmp_path
+):
+    ucsb = open_dataset(shared_data / "UCSB_BreastCancerCell")
+    settings = replace(QUICK, tiling=Tiling(how="patches", patch_px=224, votes=True))
+    evaluation = result_of(
+        evaluate(PROTOCOLS["linear"], ucsb, compared, tmp_path, settings)
+    )
+    ours = [trial for trial in evaluation.trials if trial.candidate == "last"]
+    assert [len(trial.tested) for trial in ours] == [6, 6, 6]  # three arrays
+    assert all(len(trial.patch_picture) == 6 * 12 for trial in ours)
+    tested = np.concatenate([trial.tested for trial in ours])
+    assert sorted(tested.tolist()) == list(range(18))
+    assert evaluation.leaks == ()
+    assert len(evaluation.published) == 3
 
 
 def test_patches_vote(data, compared, tmp_path):

@@ -15,18 +15,21 @@ import numpy as np
 
 from histomae.data.alike import alike_pairs, hashes_of
 from histomae.data.picture_sets import PictureSets
+from histomae.data.pictures import read_picture
 from histomae.data.words import TOLD, some_of
 from histomae.errors import RunError
 from histomae.events import Event, Note
 from histomae.slides.crops import CropManifest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from histomae.data.labelled import LabelledSet
     from histomae.data.split_files import Fold
 
+Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 Box = tuple[float, float, float, float]
 
 #: What a side is called in a sentence.
@@ -108,6 +111,7 @@ def find_leaks(
     *,
     seen: Sequence[Side] = (),
     pixels: bool = True,
+    hashes: dict[Any, Bools] | None = None,
 ) -> Generator[Event, None, tuple[str, ...]]:
     """Return sentences on what stands on two sides; none: nothing was found.
 
@@ -119,6 +123,8 @@ def find_leaks(
     pixels
         Compare the pixels too, which reads every picture of the fold, and every file
         that a pretraining was shown.
+    hashes
+        Of pictures and files that were read for another fold; new ones are added.
 
     Raises
     ------
@@ -132,11 +138,12 @@ def find_leaks(
         leaks += _between(one, other)
     judged = [side for side in sides if side.name != "train"]
     for one in seen:
-        known = _with_patients(one, data)
+        shown = _with_patients(one, data)
         for other in judged:
-            leaks += _between(known, other)
+            leaks += _between(shown, other)
     if pixels:
-        leaks += yield from _alike(data, rows, seen)
+        known = {} if hashes is None else hashes
+        leaks += yield from _alike(data, rows, seen, known)
     else:
         yield Note("pixels were not compared")
     return tuple(leaks)
@@ -215,12 +222,15 @@ def _overlaps(mine: Floats, others: Floats) -> int:
 
 
 def _alike(
-    data: LabelledSet, rows: Mapping[str, Any], seen: Sequence[Side]
+    data: LabelledSet,
+    rows: Mapping[str, Any],
+    seen: Sequence[Side],
+    remembered: dict[Any, Bools],
 ) -> Generator[Event, None, list[str]]:
     """Say which pictures of two sides look the same, though their files differ."""
     everyone = np.concatenate(list(rows.values()))
     pictures = [data.pictures[int(row)] for row in everyone]
-    hashes = yield from hashes_of(pictures, read=data.read)
+    hashes = yield from _hashes(pictures, remembered, data.read)
     hash_of = dict(zip(everyone.tolist(), hashes, strict=True))
     sides = {
         name: ([data.pictures[int(r)] for r in some], [hash_of[int(r)] for r in some])
@@ -234,7 +244,7 @@ def _alike(
         leaks += _told_alike(named, Side(one), Side(other))
     for known in seen:
         files = sorted(path for path, row in known.files if row is None)
-        before = yield from hashes_of(files)
+        before = yield from _hashes(files, remembered, read_picture)
         for name in ("val", "test"):
             if name not in sides or not files:
                 continue
@@ -247,6 +257,17 @@ def _alike(
             ]
             leaks += _told_alike(named, known, Side(name))
     return leaks
+
+
+def _hashes(
+    pictures: Sequence[Any], remembered: dict[Any, Bools], read: Callable[[Any], Pixels]
+) -> Generator[Event, None, Bools]:
+    """Return the hash of each picture, computed where it is not remembered."""
+    new = [one for one in dict.fromkeys(pictures) if one not in remembered]
+    found = yield from hashes_of(new, read=read)
+    remembered.update(zip(new, found, strict=True))
+    known = [remembered[one] for one in pictures]
+    return np.array(known, bool).reshape(len(pictures), found.shape[1])
 
 
 def _told_alike(pairs: list[tuple[str, str]], one: Side, other: Side) -> list[str]:

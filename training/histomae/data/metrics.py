@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Array = np.ndarray[Any, Any]
 
@@ -249,8 +249,11 @@ def bootstrap_interval(
     if count < 2:
         return float("nan"), float("nan")
     each = _confusions(labels, predicted, group, num_classes, num_groups=count)
-    drawn = np.tensordot(_times_drawn(count, draws, seed), each, axes=1)
-    return _interval(metric(drawn), level)
+    drawn = [
+        metric(np.tensordot(times, each, axes=1))
+        for times in _times_drawn(count, draws, seed)
+    ]
+    return _interval(np.concatenate(drawn), level)
 
 
 def bootstrap_mean(
@@ -262,8 +265,8 @@ def bootstrap_mean(
     """
     if len(values) < 2:
         return float("nan"), float("nan")
-    drawn = _times_drawn(len(values), draws, seed)
-    return _interval(drawn @ values / len(values), level)
+    drawn = [times @ values for times in _times_drawn(len(values), draws, seed)]
+    return _interval(np.concatenate(drawn) / len(values), level)
 
 
 @dataclass(frozen=True)
@@ -312,8 +315,12 @@ def paired_bootstrap(
     value = float(np.subtract(*(metric(matrices.sum(0)) for matrices in each)))
     if count < 2:
         return Difference(value, np.nan, np.nan, np.nan)
-    times = _times_drawn(count, draws, seed)
-    drawn = np.subtract(*(metric(np.tensordot(times, one, axes=1)) for one in each))
+    drawn = np.concatenate(
+        [
+            np.subtract(*(metric(np.tensordot(times, one, axes=1)) for one in each))
+            for times in _times_drawn(count, draws, seed)
+        ]
+    )
     drawn = drawn[~np.isnan(drawn)]
     low, high = _interval(drawn, 0.95)
     sides = [int((drawn <= 0).sum()), int((drawn >= 0).sum())]
@@ -363,10 +370,23 @@ def sign_flip(differences: Array, *, seed: int = 0, draws: int = 10_000) -> floa
     return float((reached.sum() + seen) / (len(signs) + seen))
 
 
-def _times_drawn(count: int, draws: int, seed: int) -> Array:
-    """Return how often each of ``count`` groups is drawn, int (draws, count)."""
+#: Numbers of one array while groups are drawn anew.
+MOST_NUMBERS = 4_000_000
+
+
+def _times_drawn(
+    count: int, draws: int, seed: int, *, rows: int = 0
+) -> Iterator[Array]:
+    """Yield how often each of ``count`` groups is drawn, int (part of draws, count).
+
+    Parts are so small that arrays of as many rows, or groups, fit into memory; all
+    together they are the same draws whatever their size.
+    """
     rng = np.random.default_rng(seed)
-    return rng.multinomial(count, np.full(count, 1 / count), size=draws)
+    most = max(1, MOST_NUMBERS // max(count, rows))
+    shares = np.full(count, 1 / count)
+    for start in range(0, draws, most):
+        yield rng.multinomial(count, shares, size=min(most, draws - start))
 
 
 def _interval(values: Array, level: float) -> tuple[float, float]:
@@ -451,8 +471,12 @@ def bootstrap_auc(
     count = int(group.max(initial=-1)) + 1
     if count < 2:
         return float("nan"), float("nan")
-    times = _times_drawn(count, draws, seed)
-    areas = auc(labels, probabilities, times[:, group])
+    areas = np.concatenate(
+        [
+            auc(labels, probabilities, times[:, group])
+            for times in _times_drawn(count, draws, seed, rows=len(group))
+        ]
+    )
     return _interval(areas[~np.isnan(areas)], level)
 
 

@@ -230,8 +230,10 @@ def leaks_of(
                 f"compared with what is tested on: {error}"
             )
     found: dict[str, list[int]] = {}
+    hashes: dict[Any, Array] = {}
     for number, fold in enumerate(split.folds, 1):
-        for leak in (yield from find_leaks(data, fold, seen=seen, pixels=pixels)):
+        looked = find_leaks(data, fold, seen=seen, pixels=pixels, hashes=hashes)
+        for leak in (yield from looked):
             found.setdefault(leak, []).append(number)
     if not pixels:
         unknown.append("Pixels were not compared: doubles of pictures stay unseen.")
@@ -379,6 +381,7 @@ def _all_trials(
             counts=counts,
             fine_tuning=exam.settings.fine_tuning,
         )
+        yield Progress("trials", number, len(todo), seconds_left=clock.seconds())
         what = f"trial {number + 1} of {len(todo)}, {candidate.name}"
         taught = yield from clock.timed(what, teacher.teach(lesson))
         trial = trial_of(
@@ -420,7 +423,6 @@ class _Clock:
     ) -> Generator[Event, None, Taught]:
         """Run the work of a trial, its steps told as progress."""
         begin = time.monotonic()
-        yield Progress(what, 0, 1, seconds_left=self._seconds(0.0, 0.0))
         while True:
             try:
                 event = next(work)
@@ -429,18 +431,18 @@ class _Clock:
                 break
             if isinstance(event, Step):
                 share = event.step / event.total_steps
-                left = self._seconds(share, time.monotonic() - begin)
+                left = self.seconds(share, time.monotonic() - begin)
                 yield Progress(what, event.step, event.total_steps, seconds_left=left)
             elif isinstance(event, Progress):
-                yield replace(event, seconds_left=self._seconds(0.0, 0.0))
+                yield replace(event, seconds_left=self.seconds())
             else:
                 yield event if isinstance(event, Note) else Heartbeat()
         self._took += time.monotonic() - begin
         self._made, self._left = self._made + 1, self._left - 1
         return taught
 
-    def _seconds(self, share: float, took: float) -> float | None:
-        """Return the time left, given the share of this trial that is done."""
+    def seconds(self, share: float = 0.0, took: float = 0.0) -> float | None:
+        """Return the time left, given the share of a trial that is done, and took."""
         if not self._made and not share:
             return None
         each = (self._took + took) / (self._made + share)

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Row = tuple[Any, ...]
+#: Settings that are named in a sentence.
+SAID = 3
 #: Kinds of candidates that are there only to be beaten.
 BASELINES = ("untrained", "ImageNet", "colour histogram")
 #: What makes repeats of one row of a table and no row of its own.
@@ -295,11 +297,10 @@ def verdicts(evaluation: Evaluation) -> tuple[str, ...]:
         (score.candidate, tuple(score.setting.items())): score.mean
         for score in scores_of(evaluation, MAIN)
     }
-    told = []
+    told: dict[str, list[str]] = defaultdict(list)
     for (name, setting), mean in means.items():
         if name in baselines or not baselines:
             continue
-        where = f" ({_words(dict(setting))})" if setting else ""
         unbeaten, open_ = [], []
         for other in baselines:
             against = _baseline(means, other, setting)
@@ -309,14 +310,21 @@ def verdicts(evaluation: Evaluation) -> tuple[str, ...]:
                 unbeaten.append(other)
             elif not _is_shown(evaluation, name, other, dict(setting)):
                 open_.append(other)
+        where = _words(dict(setting))
         if unbeaten:
-            told.append(f"{name}{where} does not beat {' nor '.join(unbeaten)}.")
+            told[f"{name} does not beat {' nor '.join(unbeaten)}"].append(where)
         if open_:
-            told.append(
-                f"{name}{where} scores above {' and '.join(open_)}, but so few "
-                "patients leave that open."
-            )
-    return tuple(told)
+            above = f"{name} scores above {' and '.join(open_)}"
+            told[f"{above}, but so few patients leave that open"].append(where)
+    return tuple(
+        f"{sentence}{f' ({_shortly(where)})' if any(where) else ''}."
+        for sentence, where in told.items()
+    )
+
+
+def _shortly(where: Sequence[str]) -> str:
+    """Return the settings of which something is true; of many how many."""
+    return "; ".join(where) if len(where) <= SAID else f"in {len(where)} settings"
 
 
 def _baseline(
