@@ -371,27 +371,34 @@ def _words(setting: Mapping[str, str | float]) -> str:
 
 # Tables --------------------------------------------------------------------------
 
-COLUMNS = (MAIN, "accuracy", "macro-F1", "AUC", PLA, ECE)
+#: Metrics of the table for a terminal, by what stands above them.
+COLUMNS = {
+    MAIN: MAIN,
+    "accuracy": "accuracy",
+    "macro-F1": "macro-F1",
+    "AUC": "AUC",
+    "PLA": PLA,
+    "ECE": ECE,
+}
 
 
 def lines(evaluation: Evaluation) -> list[str]:
-    """Return the table for a terminal: mean ± std, then the interval of the first."""
-    table = scores(evaluation)
+    """Return the table for a terminal: mean ± std, and of the first the interval."""
     by_row: dict[Any, dict[str, Score]] = defaultdict(dict)
-    for score in table:
+    for score in scores(evaluation):
         key = score.candidate, tuple(score.setting.items())
         by_row[key][score.name] = score
-    names = [
-        " ".join(filter(None, [candidate, _words(dict(setting))]))
-        for candidate, setting in by_row
+    table = [("", *COLUMNS)]
+    for (candidate, setting), found in by_row.items():
+        name = " ".join(filter(None, [candidate, _words(dict(setting))]))
+        table.append((name, *(_cell(found.get(of)) for of in COLUMNS.values())))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(
+            f"{cell:<{wide}}" for cell, wide in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in table
     ]
-    width = max(map(len, names), default=0)
-    head = "  ".join(f"{column:<22}" for column in COLUMNS)
-    told = [f"{'':<{width}}  {head}"]
-    for name, found in zip(names, by_row.values(), strict=True):
-        cells = "  ".join(f"{_cell(found.get(column)):<22}" for column in COLUMNS)
-        told.append(f"{name:<{width}}  {cells}".rstrip())
-    return told
 
 
 def _cell(score: Score | None) -> str:
