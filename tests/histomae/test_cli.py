@@ -996,7 +996,7 @@ def test_attend_on_pictures_tells_the_share_of_the_lesion(tmp_path):
     assert said.code == 0, said.err
     assert len(list(out.glob("*.attention.npz"))) == 6
     (told,) = [line for line in said.out.splitlines() if "lesion" in line]
-    assert re.match(r"benign \(2\): \d+% of the attention .* 25% of the pic", told)
+    assert re.match(r"benign \(2\): \d+% of the attention .* 2[4-6]% of the pic", told)
     said = histomae("attend", folder, "--encoder", run, "--out", out, "--query", "mean")
     assert said.code == 0, said.err
     assert told not in said.out.splitlines()
