@@ -261,7 +261,7 @@ def show_closeup(
         closeup.attention_map,
         name,
         colormap=attention_colormap(),
-        contrast_limits=limits_of(closeup.attention),
+        contrast_limits=limits_of(closeup.attention_map.values),
         opacity=TILE_OPACITY,
         interpolation="linear",
     )

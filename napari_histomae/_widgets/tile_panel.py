@@ -55,7 +55,8 @@ QUERIES = {"class_token": "class token", "mean": "patches"}
 HEAD_TIP = "One head, the mean of all, or rollout through the blocks"
 STRENGTH_TIP = (
     "Convolutions have no attention. Grad-CAM shows what speaks for a class that was "
-    "taught; strength how strongly the network answers at each place."
+    "taught, and is empty where nothing does; strength how strongly the network "
+    "answers at each place."
 )
 NO_DECODER = (
     "This model came without a decoder, so it cannot redraw. Choose last.safetensors "
@@ -180,11 +181,12 @@ class TilePanel(QWidget):
                 QLabel("Attention"),
                 self.block,
                 self.head,
-                self.query,
                 self.attention_box,
-                stretch=(1, 2, 3),
+                stretch=(1, 2),
             )
         )
+        self.who_looks = QLabel("Looked at by")
+        layout.addLayout(_row(self.who_looks, self.query, stretch=(1,)))
         layout.addWidget(self.lesion)
         layout.addLayout(
             _row(self.mask_label, self.mask_ratio, self.new_mask, stretch=(1,))
@@ -263,8 +265,8 @@ class TilePanel(QWidget):
         convolutional = self._header is not None and not hasattr(
             self._header.encoder, "patch_size"
         )
-        for box in (self.block, self.query):
-            box.setVisible(not convolutional)
+        for widget in (self.block, self.query, self.who_looks):
+            widget.setVisible(not convolutional)
         if convolutional:
             for name in self._classes_taught:
                 self.head.addItem(f"Grad-CAM: {name}", ("class", name))

@@ -206,6 +206,9 @@ def test_an_encoder_of_pictures_sees_one_whole(on_pictures, slide, tmp_path, run
     assert closeup.lesion.area == pytest.approx(1 / 9, abs=0.02)
     wanted = attention_on(closeup.attention, grid.laid(lesion), grid.shown)
     assert closeup.lesion == wanted
+    beside = closeup.attention_map.values
+    assert np.isnan(beside[[0, -1]]).all()  # 32 x 16 px of the tile show the scan
+    np.testing.assert_array_equal(beside[1:3], closeup.attention[1:3])
     relative = closeup.attention / closeup.attention.mean()
     np.testing.assert_allclose(heatmap.values, relative, rtol=1e-4)
     assert heatmap.origin_xy_l0 == grid.origin_xy_l0

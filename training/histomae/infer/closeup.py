@@ -9,7 +9,7 @@ import numpy as np
 
 from histomae.events import Heartbeat
 from histomae.infer.reconstruct import Reconstruction, random_masks
-from histomae.infer.shares import AttentionShare, share_on_lesion
+from histomae.infer.shares import AttentionShare, on_picture, share_on_lesion
 from histomae.slides.heatmap import Heatmap
 
 if TYPE_CHECKING:
@@ -73,11 +73,11 @@ class CloseUp:
 
     @property
     def attention_map(self) -> Heatmap:
-        """The attention at its place on the slide."""
+        """The attention at its place on the slide; NaN beside a whole picture."""
         x0, y0, x1, y1 = self.box_l0
         rows, columns = self.attention.shape
         size = ((x1 - x0) / columns, (y1 - y0) / rows)
-        return Heatmap(self.attention, (x0, y0), size)
+        return Heatmap(on_picture(self.grid, self.attention), (x0, y0), size)
 
 
 def look_closely(

@@ -58,6 +58,14 @@ def share_on_lesion(
         return None
 
 
+def on_picture(grid: TileGrid, attention: Array) -> Array:
+    """Return attention (grid_h, grid_w), NaN in patches that show no picture."""
+    if not isinstance(grid, PictureGrid):
+        return attention
+    there = _shares(grid.shown, attention.shape) > 0
+    return np.where(there, attention, np.float32(np.nan))
+
+
 def attention_on(attention: Array, mask: Bools, shown: Bools) -> AttentionShare:
     """Return the share of attention on a mask, and the mask's share of the picture.
 
