@@ -132,11 +132,16 @@ class TestAnchors:
         np.testing.assert_allclose(view.gathers.sum(1), 1, atol=1e-5)
 
     def test_the_map_counts_from_one_and_is_empty_beside_the_tissue(self, view):
-        heatmap = view.anchor_map()
+        heatmap = view.gathered_map()
         rows, cols = view.cells.T
         assert heatmap.values.shape == view.grid.shape
         np.testing.assert_array_equal(heatmap.values[rows, cols], view.gathered_by + 1)
         assert (heatmap.values > 0).sum() == len(view.cells)
+        areas = view.area_map().values[rows, cols]
+        np.testing.assert_array_equal(areas, view.nearest + 1)
+        third = view.one_anchor_map(2).values
+        np.testing.assert_allclose(third[rows, cols], 60 * view.gathers[2], rtol=1e-5)
+        assert np.isnan(third).sum() == third.size - 60
 
     def test_another_block_sees_otherwise(self, features, model, view, run):
         _, first = run(view_slide(features, model, block=0, rounds=1))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from histomae.events import Event
     from histomae.exchange.features import SlideFeatures
     from histomae.models.bag_tensors import BagTensors
+    from histomae.models.feature_spec import FeatureSpec
     from histomae.models.pama import Looks, Pama, PamaEncoder
     from histomae.models.slide_checkpoint import SlideHeader
     from histomae.slides.grid import TileGrid
@@ -74,6 +75,21 @@ class SlideModel:
             return cls(kept.header, slide_encoder_from(kept).to(chosen), None, chosen)
         pama = pama_from(kept).to(chosen)
         return cls(kept.header, pama.encoder, pama, chosen)
+
+    def check_spec(self, spec: FeatureSpec) -> None:
+        """Refuse tiles other than it was trained on, before any is embedded.
+
+        Raises
+        ------
+        FeatureError
+            Naming both.
+        """
+        if difference := spec.difference(self.header.features):
+            raise FeatureError(
+                f"The model was trained on other tiles than this encoder makes: "
+                f"{difference}. Choose the encoder it was trained on, "
+                f"{self.header.features.encoder}, or a file of its features."
+            )
 
 
 @dataclass(frozen=True)
@@ -134,9 +150,17 @@ class SlideView:
         """Which anchor takes most of each tile, int64 (L,), 0 to K - 1."""
         return self.gathers.argmax(0)
 
-    def anchor_map(self) -> Heatmap:
-        """Return the anchor that gathers each tile, uint16, counted from 1."""
+    def area_map(self) -> Heatmap:
+        """Return the anchor nearest to each tile, uint16, counted from 1."""
+        return self._map((self.nearest + 1).astype(np.uint16))
+
+    def gathered_map(self) -> Heatmap:
+        """Return the anchor that takes most of each tile, uint16, counted from 1."""
         return self._map((self.gathered_by + 1).astype(np.uint16))
+
+    def one_anchor_map(self, anchor: int) -> Heatmap:
+        """Return what an anchor (from 0) takes of each tile, float32: 1 is even."""
+        return self._map(self.gathers[anchor] * len(self.cells))
 
     def attention_map(self) -> Heatmap:
         """Return the slide's attention, float32: 1 where a tile stands out in nothing.
