@@ -47,10 +47,10 @@ SETTINGS = (
     Shown(
         "slide_encoder",
         "Encoder",
-        choices={"pama_small": "PAMA small", "pama_base": "PAMA base"},
+        choices={"pama_small": "small", "pama_base": "base"},
         methods=ON_FEATURES,
     ),
-    Shown("tiles_per_anchor", "Per anchor", "tiles", methods=ON_FEATURES),
+    Shown("tiles_per_anchor", "Anchor", "tiles", methods=ON_FEATURES),
     Shown("most_tiles", "At most", "tiles", methods=ON_FEATURES),
     Shown("anchor_dropout", "Dropped", "%", per_one=100.0, methods=ON_FEATURES),
     Shown("tile_px", "Tile", "px", methods=ON_PIXELS),

@@ -787,7 +787,12 @@ class TrainDock(QWidget):
         elif self.sources and self._problem:
             self.state.idle("Something above is marked: mend it to begin.")
         elif self.sources:
-            self.state.idle("Press Start to train an encoder on these slides.")
+            what = (
+                "learn from these features"
+                if self.on_features
+                else ("train an encoder on these slides")
+            )
+            self.state.idle(f"Press Start to {what}.")
         elif self.on_features:
             self.state.idle(self._problem)
         else:
