@@ -1,7 +1,8 @@
 """Make the pictures of the documentation from the real program: ``make docs``.
 
 It plays the demo on the synthetic sample slide, in a window of 1280 × 800 pixels, and
-photographs each dock in use in napari's dark and light themes.
+photographs each dock in use in napari's dark and light themes; then a slide as a whole
+(``whole_slide.py``).
 """
 
 import shutil
@@ -9,6 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from whole_slide import Walk, walk
+
+from histomae.slides.sample import sample_slide
 from napari_histomae.demo import Demo, play
 
 PICTURES = Path(__file__).parent / "pictures"
@@ -18,10 +22,12 @@ THEMES = ("dark", "light")
 def main() -> int:
     """Take the pictures; return the demo's exit code."""
     with tempfile.TemporaryDirectory() as folder:
-        code = play(Demo(out=Path(folder), close=True), themes=THEMES)
+        out = Path(folder)
+        code = play(Demo(out=out, close=True), themes=THEMES)
+        code = code or walk(Walk((sample_slide(0).slide_path,), out), themes=THEMES)
         PICTURES.mkdir(exist_ok=True)
         for theme in THEMES:
-            for picture in Path(folder).glob(f"*-{theme}.png"):
+            for picture in out.glob(f"*-{theme}.png"):
                 shutil.copy(picture, PICTURES)
     return code
 

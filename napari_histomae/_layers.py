@@ -15,9 +15,9 @@ with shapes rounded from the true factor, ``f`` is off by at most half a pixel o
 level over the whole slide. ``EDGE_TO_CENTRE`` below is the only half pixel there is.
 
 Layers that we make carry ``metadata["histomae"]``, with the slide's id and a ``kind``:
-``slide``, ``tissue``, ``heatmap``, ``classes``, ``picture``, ``outline``, ``lesion``
-or ``annotations``; ``sample`` is a picture of no slide. No other layer is ever
-touched.
+``slide``, ``tissue``, ``heatmap``, ``classes``, ``picture``, ``outline``, ``lesion``,
+``marks``, ``arrows`` or ``annotations``; ``sample`` is a picture of no slide. No other
+layer is ever touched.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     import napari
-    from napari.layers import Image, Labels, Layer, Shapes
+    from napari.layers import Image, Labels, Layer, Points, Shapes, Vectors
 
     from histomae.errors import SlideError
     from histomae.slides.annotations import Annotation
@@ -393,7 +393,8 @@ def show_classes(
         "blending": "translucent",
         "visible": visible,
     }
-    labels = np.asarray(heatmap.values).astype(np.uint8)
+    few = len(class_names) < 256
+    labels = np.asarray(heatmap.values).astype(np.uint8 if few else np.uint16)
     layer = _show(viewer, slide, "classes", name, labels, attributes, viewer.add_labels)
     layer.editable = False
     return layer
@@ -522,6 +523,66 @@ def show_outline(
     return _show(
         viewer, slide, "outline", name, corners[None], attributes, viewer.add_shapes
     )
+
+
+def show_marks(
+    viewer: napari.viewer.Viewer,
+    slide: Slide,
+    xy_l0: Array,
+    size_l0: float,
+    name: str,
+    *,
+    visible: bool = True,
+) -> Points:
+    """Ring places (M, 2) of (x, y) on a slide, ``size_l0`` wide, level-0 pixels.
+
+    A layer of the same name on the same slide is replaced.
+    """
+    attributes = {
+        "scale": pixel_size_yx(slide),
+        "units": units(slide),
+        "size": size_l0,
+        "symbol": "disc",
+        "face_color": [1.0, 1.0, 1.0, 0.9],
+        "border_color": [0.0, 0.0, 0.0, 1.0],
+        "border_width": 0.2,
+        "opacity": 1.0,
+        "visible": visible,
+    }
+    places = np.asarray(xy_l0, float)[:, ::-1] + EDGE_TO_CENTRE
+    return _show(viewer, slide, "marks", name, places, attributes, viewer.add_points)
+
+
+def show_arrows(
+    viewer: napari.viewer.Viewer,
+    slide: Slide,
+    arrows_l0: Array,
+    name: str,
+    *,
+    width_l0: float,
+    color: Color = (255, 210, 0),
+    visible: bool = True,
+) -> Vectors:
+    """Draw arrows on a slide.
+
+    Parameters
+    ----------
+    arrows_l0
+        (M, 2, 2): start (x, y) and displacement (x, y), level-0 pixels. A layer of the
+        same name on the same slide is replaced.
+    """
+    vectors = np.asarray(arrows_l0, float)[..., ::-1].copy()
+    vectors[:, 0] += EDGE_TO_CENTRE
+    attributes = {
+        "scale": pixel_size_yx(slide),
+        "units": units(slide),
+        "vector_style": "arrow",
+        "edge_color": _rgba_of(color, 1.0),
+        "edge_width": width_l0,
+        "opacity": 1.0,
+        "visible": visible,
+    }
+    return _show(viewer, slide, "arrows", name, vectors, attributes, viewer.add_vectors)
 
 
 def fit_outline(viewer: napari.viewer.Viewer, slide: Slide, layer: Shapes) -> None:

@@ -47,14 +47,15 @@ class Session:
         Another slide is the one worked on (:attr:`slide`).
     tissue_changed
         Something else counts as tissue on a slide: its id.
-    model_changed, probe_changed
-        :attr:`model_path`, or :attr:`probe`, is another one.
+    model_changed, slide_model_changed, probe_changed
+        :attr:`model_path`, :attr:`slide_model_path`, or :attr:`probe`, is another one.
     """
 
     slides_changed = Signal()
     slide_changed = Signal()
     tissue_changed = Signal(str)
     model_changed = Signal()
+    slide_model_changed = Signal()
     probe_changed = Signal()
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -63,6 +64,7 @@ class Session:
         self._slide: Slide | None = None
         self._slides: dict[str, Slide] = {}
         self._model_path: Path | None = None
+        self._slide_model_path: Path | None = None
         self._encoders: dict[tuple[str, int, int], TileEncoder] = {}
         self._probe: Probe | None = None
         self._probe_path: Path | None = None
@@ -218,6 +220,16 @@ class Session:
                 self._encoders.pop(next(iter(self._encoders)))
             self._encoders[key] = loaded
         return self._encoders[key]
+
+    @property
+    def slide_model_path(self) -> Path | None:
+        """The checkpoint of the model of whole slides (PAMA) in use."""
+        return self._slide_model_path
+
+    def use_slide_model(self, path: str | Path | None) -> None:
+        """Make a checkpoint of PAMA the one in use."""
+        self._slide_model_path = None if path is None else Path(path)
+        self.slide_model_changed.emit()
 
     # ---- the classifier
 

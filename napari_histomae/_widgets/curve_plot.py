@@ -39,6 +39,8 @@ FIGURES = {
 HELD_OUT = "held_out_loss"
 #: Around the name of a curve and its value, pixels.
 BESIDE = 44
+#: For the numbers beside the axes: left, below, right, above, in points.
+ROOM_PT = (32, 14, 8, 11)
 
 
 class CurvePlot(QWidget):
@@ -53,9 +55,21 @@ class CurvePlot(QWidget):
         from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
         from matplotlib.figure import Figure
 
-        self._figure = Figure(figsize=(2.4, 1.6), layout="constrained")
+        self._figure = Figure(figsize=(2.4, 1.6))
         self._canvas = FigureCanvasQTAgg(self._figure)
         self._axes = self._figure.add_subplot()
+        (self._line,) = self._axes.plot([], [], color=CURVE, linewidth=1)
+        (self._dots,) = self._axes.plot(
+            [], [], "o", color=WARN, markersize=3, label="held out"
+        )
+        self._legend = self._axes.legend(
+            handles=[self._dots],
+            fontsize=7,
+            frameon=False,
+            loc="upper right",
+            handletextpad=0.1,
+            borderpad=0,
+        )
         self._curves = Curves()
         self._chosen = "loss"
         self.menu = QMenu(self)
@@ -86,6 +100,7 @@ class CurvePlot(QWidget):
         )
         self.setMinimumSize(120, 110)
         self.draws = 0
+        self._dress()
         self.redraw()
 
     # ---- what it knows
@@ -143,10 +158,34 @@ class CurvePlot(QWidget):
         steps, values = self._curves[name]
         held_out = self._curves[HELD_OUT if name == "loss" else ""]
         self._say(self.figures[name], f"{values[-1]:.3g}" if len(values) else "")
-        theme = theme_of(self)
+        self._line.set_data(*thinned(steps, values))
+        self._dots.set_data(*held_out)
+        self._legend.set_visible(bool(len(held_out[0])))
+        self._axes.relim()
+        self._axes.autoscale_view()
+        self._axes.axison = bool(len(steps) or len(held_out[0]))
+        self._leave_room()
+        self._canvas.draw()
+        self.draws += 1
+
+    def _leave_room(self) -> None:
+        """Leave room for the numbers beside the axes, however large the plot is.
+
+        A layout that measures them would take as long as drawing them, every time.
+        """
+        wide, high = self._figure.get_size_inches() * 72
+        left, bottom, right, top = ROOM_PT
+        self._figure.subplots_adjust(
+            left=min(left / wide, 0.4),
+            bottom=min(bottom / high, 0.4),
+            right=max(1 - right / wide, 0.6),
+            top=max(1 - top / high, 0.6),
+        )
+
+    def _dress(self) -> None:
+        """Take on the colours of napari's theme."""
+        theme, axes = theme_of(self), self._axes
         ink, ground = theme.text.as_hex(), theme.background.as_hex()
-        axes = self._axes
-        axes.clear()
         self._figure.set_facecolor(ground)
         axes.set_facecolor(ground)
         for spine in axes.spines.values():
@@ -156,21 +195,8 @@ class CurvePlot(QWidget):
         axes.yaxis.get_offset_text().set(color=ink, fontsize=7)
         axes.grid(True, color=theme.foreground.as_hex(), linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.plot(*thinned(steps, values), color=CURVE, linewidth=1)
-        if len(held_out[0]):
-            axes.plot(*held_out, "o", color=WARN, markersize=3, label="held out")
-            axes.legend(
-                fontsize=7,
-                labelcolor=ink,
-                frameon=False,
-                loc="upper right",
-                handletextpad=0.1,
-                borderpad=0,
-            )
-        if not len(steps) and not len(held_out[0]):
-            axes.set_axis_off()
-        self._canvas.draw()
-        self.draws += 1
+        for text in self._legend.get_texts():
+            text.set_color(ink)
 
     def _say(self, words: str, value: str) -> None:
         """Name the curve above it, and its latest value."""
@@ -183,10 +209,11 @@ class CurvePlot(QWidget):
     def changeEvent(self, event: QEvent) -> None:
         """Follow the theme."""
         super().changeEvent(event)
-        if event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange):
+        restyled = event.type() in (QEvent.Type.StyleChange, QEvent.Type.PaletteChange)
+        if restyled and hasattr(self, "_timer"):
+            self._dress()
             self._soon()
 
     def _soon(self) -> None:
-        timer = getattr(self, "_timer", None)
-        if timer is not None and not timer.isActive():
-            timer.start()
+        if not self._timer.isActive():
+            self._timer.start()

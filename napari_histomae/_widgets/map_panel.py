@@ -19,19 +19,16 @@ from histomae.data.classes import UNSURE
 from napari_histomae import _layers, _review, _review_layers
 from napari_histomae._widgets.class_list import ClassList
 from napari_histomae._widgets.common import SPACING
+from napari_histomae._widgets.hider import HIDE_KEY, Hider
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from napari.layers import Layer
 
     from histomae.infer.predict import Prediction
     from histomae.slides.slide import Slide
     from napari_histomae._review import Findings, MapChoice, Results
     from napari_histomae._session import Session
 
-#: Hides what lies on the tissue, while it is held.
-HIDE_KEY = "H"
 #: Where the threshold of a kind of map begins, percent, and what it is called.
 FIRST_THRESHOLDS = {_review.CLASSES: 50, _review.PROBABILITY: 0}
 THRESHOLD_WORDS = {
@@ -60,7 +57,7 @@ class MapPanel(QWidget):
         super().__init__(parent)
         self._session = session
         self._results = results
-        self._hidden: list[Layer] = []
+        self._hider = Hider(session)
         self._thresholds = dict(FIRST_THRESHOLDS)
         self._make_fields()
         self._connect()
@@ -210,24 +207,15 @@ class MapPanel(QWidget):
 
     def hide_overlays(self) -> None:
         """Hide every result on the slide, until :meth:`show_overlays`."""
-        self.show_overlays()
-        if self._slide is not None:
-            over = _review_layers.overlays(self._session.viewer, self._slide)
-            self._hidden = [layer for layer in over if layer.visible]
-            for layer in self._hidden:
-                layer.visible = False
+        self._hider.hide()
 
     def show_overlays(self) -> None:
         """Show again what was hidden."""
-        hidden, self._hidden = self._hidden, []
-        for layer in hidden:
-            layer.visible = True
+        self._hider.show()
 
-    def hold_to_hide(self, _viewer: Any) -> Iterator[None]:
+    def hold_to_hide(self, viewer: Any) -> Iterator[None]:
         """Hide every result while a key is held: what napari binds to the key."""
-        self.hide_overlays()
-        yield
-        self.show_overlays()
+        return self._hider.hold(viewer)
 
     # ---- handlers
 

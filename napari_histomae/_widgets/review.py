@@ -29,8 +29,9 @@ from napari_histomae._widgets.common import (
     human_time,
     why_disabled,
 )
+from napari_histomae._widgets.hider import HIDE_KEY
 from napari_histomae._widgets.hooks import ViewerHooks
-from napari_histomae._widgets.map_panel import HIDE_KEY, MapPanel
+from napari_histomae._widgets.map_panel import MapPanel
 from napari_histomae._widgets.model import ModelChooser
 from napari_histomae._widgets.review_files import ClassifierButton, ExportButton
 from napari_histomae._widgets.tile_looker import TileLooker

@@ -17,7 +17,7 @@ from typing import Any
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import QComboBox, QGridLayout, QLabel, QLineEdit, QWidget
 
-from histomae.config import METHODS, PretrainConfig
+from histomae.config import METHODS, ON_FEATURES, PretrainConfig
 from histomae.errors import ConfigError
 from napari_histomae._widgets.common import BAD, FieldMark
 
@@ -40,10 +40,21 @@ class Shown:
     """Those that it is a setting of."""
 
 
+#: Methods that look at pixels.
+ON_PIXELS = tuple(name for name in METHODS if name not in ON_FEATURES)
 #: The settings that matter, in the order in which they are shown.
 SETTINGS = (
-    Shown("tile_px", "Tile", "px"),
-    Shown("mpp", "Pixel size", "µm", empty="auto"),
+    Shown(
+        "slide_encoder",
+        "Encoder",
+        choices={"pama_small": "small", "pama_base": "base"},
+        methods=ON_FEATURES,
+    ),
+    Shown("tiles_per_anchor", "Anchor", "tiles", methods=ON_FEATURES),
+    Shown("most_tiles", "At most", "tiles", methods=ON_FEATURES),
+    Shown("anchor_dropout", "Dropped", "%", per_one=100.0, methods=ON_FEATURES),
+    Shown("tile_px", "Tile", "px", methods=ON_PIXELS),
+    Shown("mpp", "Pixel size", "µm", empty="auto", methods=ON_PIXELS),
     Shown(
         "encoder",
         "Encoder",
@@ -55,9 +66,16 @@ SETTINGS = (
             "resnet50_dilated": "ResNet-50/8",
             "efficientnet_b2": "EffNet-b2",
         },
+        methods=ON_PIXELS,
     ),
-    Shown("patch_size", "Patch", "px"),
-    Shown("mask_ratio", "Hidden", "%", per_one=100.0, methods=("mae", "sd-mae")),
+    Shown("patch_size", "Patch", "px", methods=ON_PIXELS),
+    Shown(
+        "mask_ratio",
+        "Hidden",
+        "%",
+        per_one=100.0,
+        methods=("mae", "sd-mae", *ON_FEATURES),
+    ),
     Shown(
         "pair_strategy",
         "Pairs",
@@ -66,7 +84,7 @@ SETTINGS = (
     ),
     Shown("view_factors", "Seen at", "×", methods=("mpcs",)),
     Shown("temperature", "Temp. τ", methods=("mpcs",)),
-    Shown("crops_per_slide", "Crops/slide"),
+    Shown("crops_per_slide", "Crops/slide", methods=ON_PIXELS),
     Shown("epochs", "Epochs"),
     Shown("warmup_epochs", "Warm-up", "ep."),
     Shown("batch_size", "Batch"),
@@ -244,6 +262,14 @@ def sentence(problem: ConfigError) -> str:
 
 def summary(config: PretrainConfig, mpp: float | None) -> str:
     """Return the present values in one line; ``mpp`` is what None comes to."""
+    if config.method in ON_FEATURES:
+        return (
+            f"{config.slide_encoder} · hidden {config.mask_ratio:.0%}".replace(
+                "%", " %"
+            )
+            + f" · {config.tiles_per_anchor} tiles per anchor · batch "
+            f"{config.batch_size}"
+        )
     resolution = config.mpp or mpp
     parts = [f"tile {config.tile_px} px"]
     pairs = config.method == "mpcs"

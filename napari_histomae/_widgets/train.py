@@ -70,6 +70,8 @@ from napari_histomae._widgets.common import (
     why_disabled,
 )
 from napari_histomae._widgets.curve_plot import CurvePlot
+from napari_histomae._widgets.features_field import FeaturesField
+from napari_histomae._widgets.model import learns_slides
 from napari_histomae._widgets.runs_box import (
     RESUMABLE,
     STATE_WORDS,
@@ -105,6 +107,11 @@ METHOD_WORDS = {
         "Magnification pairs",
         "Sees each place at two magnifications and learns to tell it from all others. "
         "Needs no labels; learns no redrawing.",
+    ),
+    "pama": (
+        "Slides as a whole",
+        "Hides most tiles of a slide and learns to tell them from the others and their "
+        "places. Takes tiles that an encoder turned into features.",
     ),
 }
 #: What the columns of each method's previews are, and what they show.
@@ -153,8 +160,8 @@ class TrainDock(QWidget):
         self._news: Step | None = None
         self._asked = self._saved = self._is_shut = False
         self._problem = ""
+        self._unit = "img"
         self._made_name = ""
-        self._what = "crop"
         self._tick = QTimer(self)
         self._tick.setSingleShot(True)
         self._tick.setInterval(TICK_MS)
@@ -171,6 +178,7 @@ class TrainDock(QWidget):
 
     def _make_fields(self) -> None:
         self.slides = SlidesField(self._session)
+        self.features = FeaturesField(self._session)
         self.tissue = TissueFold(self._session)
         self.method = QComboBox()
         for name in METHOD_WORDS:
@@ -222,6 +230,7 @@ class TrainDock(QWidget):
     def _connect(self) -> None:
         self.slides.changed.connect(self._on_slides_changed)
         self.slides.surveyed.connect(self._check)
+        self.features.changed.connect(self._on_slides_changed)
         self.method.currentIndexChanged.connect(self._on_method_changed)
         self.method.activated.connect(self._on_method_chosen)
         self.preset.activated.connect(self._on_preset_chosen)
@@ -258,7 +267,7 @@ class TrainDock(QWidget):
         form.setVerticalSpacing(4)
         form.setColumnStretch(1, 1)
         rows: list[tuple[str | None, QWidget]] = [
-            ("Slides", self.slides),
+            ("Slides", _stacked(self.slides, self.features)),
             (None, self.tissue),
             ("Method", self.method),
             ("", self.method_words),
@@ -302,6 +311,16 @@ class TrainDock(QWidget):
     # ---- the form
 
     @property
+    def on_features(self) -> bool:
+        """Whether the method learns from feature files, and not from slides."""
+        return self.method.currentData() in ON_FEATURES
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """What is learned from: slides, or feature files; and folders of them."""
+        return self.features.paths if self.on_features else self.slides.paths
+
+    @property
     def run_path(self) -> Path:
         """The folder that a new run is written to."""
         return self._runs_folder / self.run_name.text().strip()
@@ -323,19 +342,23 @@ class TrainDock(QWidget):
         ConfigError
             If one is wrong.
         """
-        return self.settings.config().changed(
-            {
-                "slides": tuple(str(path) for path in self.slides.paths),
-                "method": self.method.currentData(),
-                "init_from": self.init_from,
-            }
-        )
+        told = {
+            "slides": tuple(str(path) for path in self.sources),
+            "method": self.method.currentData(),
+            "init_from": self.init_from,
+        }
+        if self.on_features:
+            told["mpp"] = None  # the files say it
+        return self.settings.config().changed(told)
 
     def _on_method_changed(self) -> None:
         method = self.method.currentData()
         self.method_words.setText(METHOD_WORDS[method][1])
         self.settings.show_method(method)
         self.structure.setVisible(method in MASKING)
+        self.slides.setVisible(not self.on_features)
+        self.features.setVisible(self.on_features)
+        self.preview.setVisible(method in PREVIEW_WORDS)
 
     def _on_method_chosen(self) -> None:
         """Take what is usual with a method, in the place of what was with the last."""
@@ -345,7 +368,9 @@ class TrainDock(QWidget):
         self.settings.set_config(
             config.changed({one: getattr(usual, one) for one in changed})
         )
-        self._check()
+        if self.on_features:  # presets are of tiles
+            self.preset.setCurrentIndex(self.preset.findData(CUSTOM))
+        self._on_slides_changed()
 
     def _on_preset_chosen(self) -> None:
         name = self.preset.currentData()
@@ -368,7 +393,7 @@ class TrainDock(QWidget):
             known if known >= 0 else self.preset.findData(CUSTOM)
         )
         try:
-            config = _on_slides(load_recipe(name))
+            config = load_recipe(name)
         except ConfigError as error:
             self.state.failed(error)
             return
@@ -441,7 +466,7 @@ class TrainDock(QWidget):
         """Suggest a folder that does not exist, unless a person wrote a name."""
         if self.run_name.text() and self.run_name.text() != self._made_name:
             return
-        paths = self.slides.paths
+        paths = self.sources
         stem = paths[0].stem if paths else "run"
         if len(paths) > 1:
             stem += f"+{len(paths) - 1}"
@@ -477,6 +502,10 @@ class TrainDock(QWidget):
             config = self.config()
         except ConfigError as error:
             return error
+        if self.on_features:
+            why = self._problem_of_features()
+            found = ConfigError("slides", why) if why else None
+            return found or self._problem_of_source() or self._problem_of_folder()
         self.slides.set_tiles(config.tile_px, config.mpp)
         if not self.slides.paths:
             return ConfigError("slides", "Open a slide, or choose some, first.")
@@ -496,6 +525,12 @@ class TrainDock(QWidget):
             except UpsamplingError as error:
                 return ConfigError("mpp", str(error))
         return self._problem_of_source() or self._problem_of_folder()
+
+    def _problem_of_features(self) -> str:
+        if self.features.running:
+            return "Wait until the features are there."
+        none = "Choose feature files, or embed the open slides, first."
+        return self.features.problem or ("" if self.features.paths else none)
 
     def _problem_of_source(self) -> ConfigError | None:
         kind, text = self.source.currentData(), self.weights.text().strip()
@@ -599,7 +634,7 @@ class TrainDock(QWidget):
         match event:
             case Started():
                 self._say_what_is_shown(event.method)
-                self._what = event.what
+                self._unit = "img" if event.what == "crop" else f"{event.what}s"
                 self.state.working(
                     f"{count(event.crops, event.what)} for training, "
                     f"{event.held_out_crops} held out · {event.device}"
@@ -631,7 +666,8 @@ class TrainDock(QWidget):
         """Say the latest news of a training that steps along."""
         step, self._news = self._news, None
         if step is not None and not self._asked:
-            self.state.working(step_words(step), step.step, step.total_steps)
+            words = step_words(step, self._unit)
+            self.state.working(words, step.step, step.total_steps)
         if self._saved:
             self._saved = False
             self._refresh_runs()
@@ -645,9 +681,12 @@ class TrainDock(QWidget):
         text = f"{how} after {count(event.step, 'step')}."
         held_out = self.plot.held_out_at(event.step)
         if held_out is not None:
-            text += f" Loss on {self._what}s held out: {held_out:.3f}."
+            text += f" Loss on what was held out: {held_out:.3f}."
         if self._run is not None and self._run.last.exists():
-            if self._session.model_path is None:
+            if learns_slides(self._run):
+                self._session.use_slide_model(self._run.last)
+                text += " The model is ready in Whole slide."
+            elif self._session.model_path is None:
                 self._session.use_model(self._run.last)
                 text += " The model is ready in Teach and Review."
             else:
@@ -747,11 +786,18 @@ class TrainDock(QWidget):
             self.state.idle(
                 f"{running[0].path.name} is being trained. Press Attach to watch it."
             )
-        elif self.slides.paths and self._problem:
+        elif self.sources and self._problem:
             self.state.idle("Something above is marked: mend it to begin.")
-        elif self.slides.paths:
-            on = "slides" if self.slides.survey.pictures is None else "pictures"
-            self.state.idle(f"Press Start to train an encoder on these {on}.")
+        elif self.sources:
+            pictures = self.slides.survey.pictures is not None
+            what = (
+                "learn from these features"
+                if self.on_features
+                else f"train an encoder on these {'pictures' if pictures else 'slides'}"
+            )
+            self.state.idle(f"Press Start to {what}.")
+        elif self.on_features:
+            self.state.idle(self._problem)
         else:
             self.state.idle("Open a slide to train on, or drop slide files here.")
 
@@ -771,7 +817,12 @@ class TrainDock(QWidget):
 
     def _on_use(self) -> None:
         run = self.runs.run
-        if run is not None:
+        if run is None:
+            return
+        if learns_slides(run):
+            self._session.use_slide_model(run.last)
+            self.state.done(f"{run.path.name} is the model in Whole slide now.")
+        else:
             self._session.use_model(run.last)
             self.state.done(f"{run.path.name} is the model in Teach and Review now.")
 
@@ -784,10 +835,11 @@ class TrainDock(QWidget):
         self.discard_button.setEnabled(True)
         why_disabled(self.start_button, self._problem)
         # What is wrong is said where it is wrong; here only what has no other place.
-        elsewhere = self.slides.mark.text() or self.weights_mark.text()
+        field = self.features if self.on_features else self.slides
+        elsewhere = field.mark.text() or self.weights_mark.text()
         elsewhere = elsewhere or self.settings.mark.text()
         said = "" if running or elsewhere else self._problem
-        self.why.say(said if self.slides.paths else "")
+        self.why.say(said if self.sources else "")
         run = self.runs.run
         state = None if run is None else run_state(run)
         none = "Choose an earlier run first." if run is None else ""
@@ -817,7 +869,8 @@ class TrainDock(QWidget):
 
     def dropEvent(self, event: Any) -> None:
         """Train on the files and folders that were dropped."""
-        on_drop(self.slides.choose, event)
+        field = self.features if self.on_features else self.slides
+        on_drop(field.choose, event)
 
     def closeEvent(self, event: Any) -> None:
         """Let go of everything."""
@@ -836,6 +889,7 @@ class TrainDock(QWidget):
             return
         self._is_shut = True
         self.slides.shut()
+        self.features.shut()
         self.tissue.shut()
         self._tick.stop()
         self._session.slide_changed.disconnect(self._say_where_to_begin)
@@ -863,38 +917,30 @@ def resumed(run: RunFolder) -> Generator[Event, None, None]:
     yield from follow(run, start(run))
 
 
-def _on_slides(config: PretrainConfig) -> PretrainConfig:
-    """Return the settings; refuse those of a method that takes no slides.
-
-    Raises
-    ------
-    ConfigError
-        Naming the command that takes them.
-    """
-    if config.method in ON_FEATURES:
-        raise ConfigError(
-            "method",
-            f"{config.method} learns from files of tile features, which this dock does "
-            "not take. Train it on the command line: histomae pretrain FEATURES "
-            f"--method {config.method} --recipe FILE.",
-        )
-    return config
-
-
-def step_words(step: Step) -> str:
-    """Return how far a training is, in one line."""
+def step_words(step: Step, unit: str = "img") -> str:
+    """Return how far a training is, in one line; ``unit`` is what it learns from."""
     share = step.step / step.total_steps
     return (
         f"{share:.0%}".replace("%", " %") + f" · step {step.step:,} of "
-        f"{step.total_steps:,} · {step.images_per_s:.0f} img/s · "
+        f"{step.total_steps:,} · {step.images_per_s:.0f} {unit}/s · "
         f"{human_time(step.seconds_left)}"
     )
 
 
 def _beside_first_line(field: QWidget) -> Qt.AlignmentFlag:
     """Return where the label of a field stands: beside its first line."""
-    tall = isinstance(field, SlidesField)
+    tall = field.findChild(SlidesField) is not None
     return Qt.AlignmentFlag.AlignTop if tall else Qt.AlignmentFlag.AlignVCenter
+
+
+def _stacked(*widgets: QWidget) -> QWidget:
+    """Put widgets into one place; one at a time is shown."""
+    holder = QWidget()
+    column = QVBoxLayout(holder)
+    column.setContentsMargins(0, 0, 0, 0)
+    for widget in widgets:
+        column.addWidget(widget)
+    return holder
 
 
 def _beside_label(label: QLabel, widget: QWidget) -> QWidget:

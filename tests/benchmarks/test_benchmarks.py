@@ -309,3 +309,20 @@ class TestPamaMemory:
         found = figures(process)
         assert found["anchors of the largest slide"]["value"] == 2000
         assert not found["peak at 2000 tiles"]["is_met"]
+
+
+class TestPamaCohort:
+    def test_arrangement_is_seen_by_what_knows_places(self):
+        process = start("pama_cohort.py", "--json")
+        assert process.returncode == 0, process.stdout + process.stderr
+        found = figures(process)
+        assert found["slides judged in each"]["value"] == 60
+        mean = found["mean of tiles: AUC, best of the cohorts"]["value"]
+        assert mean == pytest.approx(0.5, abs=0.02)  # twins, by construction
+        assert found["PAMA, anchors: AUC, worst of the cohorts"]["value"] >= 0.9
+
+    def test_shuffled_places_tell_nothing(self):
+        process = start("pama_cohort.py", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        found = figures(process)
+        assert not found["PAMA, anchors: AUC, worst of the cohorts"]["is_met"]

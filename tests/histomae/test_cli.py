@@ -17,6 +17,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+import shapely
 import timm
 import torch
 from PIL import Image
@@ -27,11 +28,13 @@ from histomae.errors import HistomaeError
 from histomae.evaluate.slides import ANCHORS, CLASS_TOKEN, FINE_TUNED, MEAN, MIL
 from histomae.events import Finished, Note, Progress, Started, Step, event_from_json
 from histomae.exchange.features import read_features
+from histomae.exchange.qupath import write_annotations
 from histomae.infer.encoder import TileEncoder
 from histomae.learn.runs import RunFolder
 from histomae.models import vit
 from histomae.models.probe import Probe
 from histomae.models.slide_checkpoint import load_slide_checkpoint
+from histomae.slides.annotations import Annotation
 from histomae.slides.grid import TileGrid
 from histomae.slides.slide import Slide
 from histomae.slides.tissue import tissue_cells, tissue_mask
@@ -360,6 +363,38 @@ def test_embed_again_does_the_rest(embedded, slide, trained, folder):
     )
     assert said.code == 1
     assert "pooling class_token and mean. Choose another folder" in said.err
+
+
+def test_embed_makes_a_bag_of_each_region(embedded, slide, trained, folder):
+    whole = read_features(embedded[0] / "walk.h5")
+    grid, (row, col) = whole.header.grid, np.median(whole.cells, 0).astype(int)
+    corners = grid.l0_from_grid(np.array([[col, row], [col + 3.0, row + 2.0]]))
+    drawn = folder / "drawn.geojson"
+    write_annotations(
+        drawn,
+        [
+            Annotation(shapely.box(*corners.ravel()), "Duct"),
+            Annotation(shapely.box(0, 0, 2, 2), "Glass"),
+        ],
+    )
+    out = folder / "bags"
+    how = ("--encoder", trained[0], "--regions", drawn, "--out", out)
+    said = histomae("embed", slide, *how)
+    assert said.code == 1
+    assert said.out == f"{out}: 1 region embedded\n"
+    assert "The region Glass of walk holds no tile of tissue" in said.err
+    assert said.err.splitlines()[-1].startswith("histomae: 1 of 2 failed")
+    part = read_features(out / "walk.Duct.h5")
+    inside = [
+        cell
+        for cell in whole.cells.tolist()
+        if row <= cell[0] < row + 2 and col <= cell[1] < col + 3
+    ]
+    assert sorted(part.cells.tolist()) == inside
+    assert part.header.region == "Duct"
+    said = histomae("embed", slide, *how[:4], drawn, "--out", out)
+    assert said.code == 1
+    assert "2 files for 1 slide" in said.err
 
 
 def test_embed_with_an_encoder_of_other_people(folder, slide):

@@ -11,7 +11,7 @@ from PIL import Image
 from qtpy.QtCore import QMimeData, QUrl
 from qtpy.QtWidgets import QFileDialog, QMessageBox
 
-from histomae.config import METHODS, ON_FEATURES, load_recipe, recipe_names
+from histomae.config import METHODS, load_recipe, recipe_names
 from histomae.events import Finished, HeldOut, Preview, Saved, Started, Step
 from histomae.files import runs_folder
 from histomae.learn import supervise
@@ -123,7 +123,7 @@ def finish(dock, qtbot, timeout=20000):
 
 
 def test_every_method_and_recipe_has_words():
-    assert set(train.METHOD_WORDS) == set(METHODS) - set(ON_FEATURES)
+    assert set(train.METHOD_WORDS) == set(METHODS)
     assert set(train.PRESET_WORDS) == set(recipe_names())
 
 
@@ -249,14 +249,13 @@ class TestSettings:
         assert ready.state.kind == "failed"
         assert "epochs" in ready.state.text
 
-    def test_a_recipe_for_files_of_features_names_the_command(self, ready, tmp_path):
-        before = ready.config()
+    def test_a_recipe_for_files_of_features_asks_for_them(self, ready, tmp_path):
         recipe = tmp_path / "slides.toml"
         recipe.write_text('method = "pama"\nepochs = 77\n')
         ready.use_recipe(str(recipe))
-        assert ready.state.kind == "failed"
-        assert "histomae pretrain FEATURES --method pama" in ready.state.text
-        assert ready.config() == before
+        assert (ready.config().method, ready.config().epochs) == ("pama", 77)
+        assert ready.config().slides == ()
+        assert "feature files" in ready.start_button.toolTip()
         assert ready.preset.currentData() == train.CUSTOM
 
     def test_a_wrong_setting_is_marked_and_start_says_why(self, ready):
@@ -607,3 +606,102 @@ def test_a_folder_of_pictures_is_trained_on(dock, tmp_path, qtbot, slide_path):
     qtbot.waitUntil(lambda: bool(dock.slides.problem), timeout=20000)
     assert "one folder of them" in dock.slides.problem
     assert not dock.start_button.isEnabled()
+
+
+class TestWholeSlides:
+    """The method that learns from files of features."""
+
+    @pytest.fixture
+    def pama(self, dock):
+        at = dock.method.findData("pama")
+        dock.method.setCurrentIndex(at)
+        dock.method.activated.emit(at)
+        return dock
+
+    @pytest.fixture
+    def files(self, make_features, tmp_path):
+        folder = tmp_path / "features"
+        return [
+            make_features(folder / f"{n}.h5", tiles=30 + n, seed=n) for n in range(3)
+        ]
+
+    def choose(self, dock, paths, qtbot):
+        dock.features.choose(paths)
+        qtbot.waitUntil(lambda: not dock.features.running, timeout=20000)
+
+    def test_its_settings_take_the_place_of_those_of_tiles(self, pama):
+        assert pama.slides.isHidden()
+        assert not pama.features.isHidden()
+        assert pama.preview.isHidden()
+        assert pama.settings.text("tiles_per_anchor") == "144"
+        assert pama.settings.text("epochs") == "100"
+        assert pama.preset.currentData() == train.CUSTOM
+        pama.settings.edit("tiles_per_anchor", "18")
+        pama.settings.edit("mask_ratio", "60")
+        config = pama.config()
+        assert (config.tiles_per_anchor, config.mask_ratio) == (18, 0.6)
+        assert config.mpp is None
+        assert "18 tiles per anchor" in pama.more.summary
+        at = pama.method.findData("mae")
+        pama.method.setCurrentIndex(at)
+        pama.method.activated.emit(at)
+        assert not pama.slides.isHidden()
+        assert pama.features.isHidden()
+
+    def test_files_are_counted_and_trained_on(
+        self, pama, files, qtbot, pretender, viewer
+    ):
+        assert "feature files" in pama.start_button.toolTip()
+        self.choose(pama, [files[0].parent], qtbot)
+        assert pama.features.label.text() == "3 bags · 93 tiles · drawn"
+        assert pama.start_button.isEnabled(), pama.start_button.toolTip()
+        assert pama.run_name.text().startswith("features_")
+        pama.start_button.click()
+        finish(pama, qtbot)
+        run = RunFolder(pama._run.path)
+        assert run.config().method == "pama"
+        assert run.config().slides == (str(files[0].parent),)
+        session = Session.of(viewer)
+        assert session.slide_model_path == run.last
+        assert session.model_path is None
+        assert "Whole slide" in pama.state.text
+
+    def test_files_that_must_not_be_mixed_are_marked(
+        self, pama, files, make_features, qtbot
+    ):
+        other = make_features(files[0].parent / "z.h5", encoder_id="77", seed=9)
+        self.choose(pama, [*files, other], qtbot)
+        assert "must not be mixed" in pama.features.mark.text()
+        assert "drawn (77)" in pama.features.mark.text()
+        assert not pama.start_button.isEnabled()
+
+    def test_open_slides_are_embedded_first(
+        self, pama, viewer, slide_path, tmp_path, qtbot
+    ):
+        from tests.napari_histomae.test_review import save_model
+
+        session = Session.of(viewer)
+        assert "Open slides" in pama.features.embed_button.toolTip()
+        session.open_paths([slide_path])
+        assert "encoder" in pama.features.embed_button.toolTip()
+        session.use_model(save_model(tmp_path / "micro.safetensors"))
+        assert pama.features.embed_button.isEnabled()
+        pama.features.embed_button.click()
+        assert not pama.start_button.isEnabled()
+        qtbot.waitUntil(
+            lambda: bool(pama.features.survey or pama.features.problem),
+            timeout=60000,
+        )
+        assert pama.features.problem == ""
+        (file,) = pama.features.paths
+        assert file.name.startswith("ellipse-")
+        qtbot.waitUntil(pama.start_button.isEnabled, timeout=5000)
+
+    def test_a_run_of_it_is_used_in_whole_slide(self, pama, files, qtbot, pretender):
+        self.choose(pama, files, qtbot)
+        pama.start_button.click()
+        finish(pama, qtbot)
+        pama._session.use_slide_model(None)
+        pama.use_button.click()
+        assert pama._session.slide_model_path == pama.runs.run.last
+        assert "Whole slide" in pama.state.text

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from histomae.evaluate.protocols import Settings
     from histomae.infer.embedder import EncoderChoice
     from histomae.infer.encoder import TileEncoder
+    from histomae.infer.regions import Region
     from histomae.learn.runs import RunFolder
     from histomae.models.probe import Probe as FittedProbe
     from histomae.slides.slide import Slide
@@ -500,7 +501,8 @@ class Embed(_IntoFolder):
     For each slide it writes NAME.h5, which TRIDENT, CLAM and the like read too. Slides
     that are done are not done again: after whatever ended it, the same command goes on.
     With --scheduler the slides are shared among the workers of a dask cluster, which
-    must see slides, weights and results under the same paths.
+    must see slides, weights and results under the same paths. With --regions each
+    region of a slide is a file of its own, NAME.REGION.h5.
 
     $ histomae embed slides/ --encoder runs/first --out features
     $ histomae embed slides/ --encoder timm:vit_small_patch16_224 --out features
@@ -508,6 +510,9 @@ class Embed(_IntoFolder):
 
     encoder: Annotated[str, tyro.conf.arg(metavar="FILE|FOLDER|timm:NAME")]
     """A checkpoint, a run folder, timm:NAME, or a file of weights for a timm model."""
+    regions: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]")] = ()
+    """GeoJSON files as QuPath writes them: one for each slide, in the same order. Only
+    the tiles in each region are embedded."""
     architecture: str | None = None
     """timm's name of the model that a file of weights is for."""
     tile_px: int | None = None
@@ -548,6 +553,7 @@ class Embed(_IntoFolder):
                 self.out,
                 slide_mpp=self.slide_mpp,
                 tissue=self.tissue_params,
+                regions_of=self._regions_of(slides),
             )
         )
         if self.scheduler is None:
@@ -560,8 +566,35 @@ class Embed(_IntoFolder):
         say(self._told(len(plan.finished), len(done.written)))
         if failures := [*plan.failures, *done.failures]:
             named = ", ".join(failure.slide.name for failure in failures)
-            complain(f"{len(failures)} of {len(slides)} failed: {named}.")
+            total = len(failures) + len(plan.finished) + len(done.written)
+            complain(f"{len(failures)} of {total} failed: {named}.")
             sys.exit(1)
+
+    def _regions_of(
+        self, slides: Sequence[Path]
+    ) -> Callable[[Slide], Sequence[Region]] | None:
+        """Return what reads a slide's regions; None: slides are embedded whole."""
+        from histomae.exchange.qupath import read_annotations
+        from histomae.infer.regions import named_regions
+
+        if not self.regions:
+            return None
+        if len(self.regions) != len(slides):
+            raise ConfigError(
+                "regions",
+                f"{_count(len(self.regions), 'file')} for "
+                f"{_count(len(slides), 'slide')}. Give one GeoJSON file for each "
+                "slide, in the same order.",
+            )
+        files = dict(zip(slides, self.regions, strict=True))
+
+        def read(slide: Slide) -> Sequence[Region]:
+            corner = slide.bounds_l0[:2]
+            file = files[slide.path]
+            drawn = read_annotations(file, bounds_xy=corner, on_skipped=mention)
+            return named_regions(drawn)
+
+        return read
 
     def _choice(self, slides: Sequence[Path]) -> EncoderChoice:
         from histomae.infer.cohort import cohort_mpp
@@ -583,7 +616,8 @@ class Embed(_IntoFolder):
     def _told(self, finished: int, written: int) -> str:
         were = "was" if finished == 1 else "were"
         before = f", {finished} {were} done before" if finished else ""
-        return f"{self.out}: {_count(written, 'slide')} embedded{before}"
+        what = "region" if self.regions else "slide"
+        return f"{self.out}: {_count(written, what)} embedded{before}"
 
 
 @dataclass(frozen=True, kw_only=True)

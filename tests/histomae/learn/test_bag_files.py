@@ -159,6 +159,20 @@ def test_a_share_is_held_out_and_never_all(count, share, out):
     assert [entry.slide for entry in chosen] == [entry.slide for entry in entries]
 
 
+def test_regions_of_a_slide_are_held_out_together():
+    entries = [
+        BagEntry(f"s{number // 3}", f"{number}.h5", f"{number}", 9, False)
+        for number in range(30)
+    ]
+    chosen = drawn(entries, 0.2, seed=0)
+    sides = {}
+    for entry in chosen:
+        sides.setdefault(entry.slide, set()).add(entry.held_out)
+    assert sorted(map(sorted, sides.values())) == [[False]] * 8 + [[True]] * 2
+    alone = drawn(entries[:3], 0.5, seed=0)  # of one slide none can be
+    assert not any(entry.held_out for entry in alone)
+
+
 def test_a_slide_of_one_tile_and_a_copy_are_left_out(config, run, files, make_features):
     make_features(files[0].parent / "single.h5", tiles=1)
     copy = files[0].parent / "t.h5"

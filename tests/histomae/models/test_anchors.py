@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans
 from histomae.models.anchors import (
     choose_anchors,
     count_anchors,
+    direction_angles,
     direction_bins,
     distance_bins,
     even_order,
@@ -203,3 +204,20 @@ class TestDirections:
         other = np.ones(before.shape, bool)
         other[np.arange(len(anchors)), anchors] = False
         assert ((before + 2) % 8 != after)[other].any()
+
+
+class TestAngles:
+    @pytest.mark.parametrize("compat", [False, True])
+    def test_they_are_the_middles_of_the_bins(self, compat):
+        angles = direction_angles(np.arange(8), compat=compat)
+        away = np.rint(1e5 * np.stack([np.cos(angles), np.sin(angles)], 1)).astype(int)
+        cells = np.vstack([[0, 0], away])
+        found = direction_bins(cells, np.array([0]), compat=compat)
+        np.testing.assert_array_equal(found[0, 1:], np.arange(8))
+        # A little less than half a bin to either side is the same bin still.
+        for off in (-0.99, 0.99):
+            turned = angles + off * np.pi / 8
+            near = np.rint(1e5 * np.stack([np.cos(turned), np.sin(turned)], 1))
+            cells = np.vstack([[0, 0], near.astype(int)])
+            found = direction_bins(cells, np.array([0]), compat=compat)
+            np.testing.assert_array_equal(found[0, 1:], np.arange(8))

@@ -31,7 +31,9 @@ class Bag:
     """
 
     slide: str
-    """Name of the slide; of a region, with what tells it from others."""
+    """Name of the slide."""
+    region: str = ""
+    """Name of the region whose tiles these are; empty for the whole slide."""
     patient: str = ""
     """Whose it is, where that is known; a table of labels tells it otherwise."""
     features: Array
@@ -48,11 +50,16 @@ class Bag:
             object.__setattr__(self, name, array)
         if not len(self.features):
             raise NotEnoughDataError(
-                f"{self.slide} has no tile. Embed it again with a lower min_tissue, or "
+                f"{self.name} has no tile. Embed it again with a lower min_tissue, or "
                 "leave it out."
             )
         if reason := self._what_is_wrong():
-            raise FeatureError(f"{self.slide} {reason}.")
+            raise FeatureError(f"{self.name} {reason}.")
+
+    @property
+    def name(self) -> str:
+        """What it is called: its slide, and its region."""
+        return f"{self.slide} · {self.region}" if self.region else self.slide
 
     def _what_is_wrong(self) -> str:
         """Return why this is no bag, and what to do; empty if it is one."""
@@ -119,10 +126,10 @@ def check_alike(bags: Sequence[Bag], spec: FeatureSpec | None = None) -> None:
         Naming what differs, and both.
     """
     wanted = spec or bags[0].spec
-    other = "the model was trained on" if spec else f"{bags[0].slide} has"
+    other = "the model was trained on" if spec else f"{bags[0].name} has"
     for bag in bags:
         if difference := bag.spec.difference(wanted):
             raise FeatureError(
-                f"{bag.slide} has other tiles than {other}: {difference}. Embed all "
+                f"{bag.name} has other tiles than {other}: {difference}. Embed all "
                 "slides with one encoder, pixel size and tile."
             )

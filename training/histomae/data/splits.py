@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from histomae.data.words import some_are
 from histomae.errors import ConfigError, LabelError
@@ -107,6 +106,9 @@ def _first_complete(
 def _split(
     labels: Array, groups: Array, scored: list[int], k: int, seed: int
 ) -> tuple[tuple[Array, Array], ...]:
+    # Most who come for whole_groups never split into folds, and it takes a second.
+    from sklearn.model_selection import StratifiedGroupKFold
+
     tested = np.isin(labels, scored)
     rows = np.flatnonzero(tested)
     splitter = StratifiedGroupKFold(k, shuffle=True, random_state=seed)

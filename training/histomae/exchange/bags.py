@@ -18,6 +18,7 @@ def bag_of(features: SlideFeatures) -> Bag:
     header = features.header
     return Bag(
         slide=header.slide,
+        region=header.region,
         features=features.values,
         cells=features.cells,
         spec=header.spec,

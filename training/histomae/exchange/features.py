@@ -58,6 +58,10 @@ class FeatureHeader:
     spec: FeatureSpec
     slide: str
     """Name of the slide's file, without its suffix."""
+    region: str = ""
+    """Name of the region whose tiles these are; empty for the whole slide."""
+    region_id: str = ""
+    """Hash of the region's outline."""
     tiles: int
     """N."""
     program: str = "histomae"
@@ -97,6 +101,7 @@ class FeatureHeader:
         """Say in what the making of one slide's features differs; empty for nothing."""
         compared = [
             ("slide", self.slide_id, other.slide_id),
+            ("region", _region(self), _region(other)),
             ("pixel size of level 0", self.slide_mpp, other.slide_mpp),
             *(
                 (f"tissue's {name}", self.tissue.get(name), other.tissue.get(name))
@@ -109,6 +114,12 @@ class FeatureHeader:
             if mine != theirs
         ]
         return "; ".join(filter(None, [self.spec.difference(other.spec), *told]))
+
+
+def _region(header: FeatureHeader) -> str:
+    if not header.region_id:
+        return "the whole slide"
+    return f"{header.region} ({header.region_id})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,6 +238,8 @@ def write_features(path: str | os.PathLike[str], features: SlideFeatures) -> Non
                 "origin_level0": grid.origin_xy_l0,
                 "grid_shape": grid.shape,
                 "slide_id": header.slide_id or "",
+                "region": header.region,
+                "region_id": header.region_id,
                 "slide_mpp": header.slide_mpp,
                 "mpp_source": header.mpp_source or "",
                 "tissue": json.dumps(dict(header.tissue), sort_keys=True),
@@ -447,6 +460,8 @@ def _own_header(file: _File) -> FeatureHeader:
         slide=_text(placed, "name"),
         tiles=file.tiles,
         slide_id=_text(placed, "slide_id"),
+        region=_said(placed, "region", _text) or "",
+        region_id=_said(placed, "region_id", _text) or "",
         slide_mpp=_pair(placed, "slide_mpp"),
         mpp_source=_text(placed, "mpp_source"),
         dimensions=(_whole(placed, "level0_width"), _whole(placed, "level0_height")),

@@ -134,7 +134,7 @@ def _awaited(
                 yield Note(reason)
             else:
                 written.append(task.out)
-                yield Note(f"{task.slide.name}: {task.tiles} tiles")
+                yield Note(f"{task.name}: {task.tiles} tiles")
         yield meter.at(task, done)
     return Embedded(tuple(written), tuple(failures))
 

@@ -24,12 +24,13 @@ from histomae.slides.slide import Slide, default_mpp
 from histomae.slides.tissue import params_of
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Callable, Generator, Sequence
     from pathlib import Path
 
     from histomae.events import Event
     from histomae.exchange.features import FeatureHeader
     from histomae.infer.embed import SlideEmbedding
+    from histomae.infer.regions import Region
     from histomae.models.feature_spec import FeatureSpec
     from histomae.slides.tissue import TissueParams
 
@@ -39,10 +40,10 @@ OF_ONE_SLIDE = (SlideError, UpsamplingError, NotEnoughDataError)
 
 @dataclass(frozen=True)
 class SlideTask:
-    """One slide to embed: its file, and the file its features go to.
+    """One slide, or region of one, to embed, and the file its features go to.
 
     ``slide_mpp``: pixel size (x, y) of level 0, µm, where the slide's file names none.
-    ``tissue``: what counts as tissue on it.
+    ``tissue``: what counts as tissue on it. ``region``: None for the whole slide.
     """
 
     slide: Path
@@ -50,6 +51,13 @@ class SlideTask:
     tiles: int
     slide_mpp: tuple[float, float] | None = None
     tissue: TissueParams | None = None
+    region: Region | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called, with the suffix of its file."""
+        name = self.slide.name
+        return name if self.region is None else f"{name} · {self.region.name}"
 
 
 @dataclass(frozen=True)
@@ -108,10 +116,12 @@ def plan_cohort(
     *,
     slide_mpp: float | None = None,
     tissue: TissueParams | None = None,
+    regions_of: Callable[[Slide], Sequence[Region]] | None = None,
 ) -> Generator[Event, None, CohortPlan]:
     """Look at every slide, and at what is in ``out`` already.
 
-    ``tissue`` counts on all of them; None: what is remembered for each.
+    ``tissue`` counts on all of them; None: what is remembered for each. With
+    ``regions_of`` each of a slide's regions is a file of its own.
 
     Raises
     ------
@@ -124,25 +134,36 @@ def plan_cohort(
     finished: list[Path] = []
     failures: list[Failure] = []
     for number, path in enumerate(slides, start=1):
-        file = out / f"{path.stem}{SUFFIX}"
         try:
             with Slide.open(path, fallback_mpp=slide_mpp, tissue=tissue) as slide:
                 grid = embedding.grid_over(slide)
-                if file in made:
-                    wanted = embedding.header_of(slide, grid, 0)
-                    _check_made(file, made[file].difference(wanted))
-                    finished.append(path)
-                else:
-                    tiles = len(embedding.cells_of(slide, grid))
+                for region in regions_of(slide) if regions_of else (None,):
+                    file = out / f"{_stem(path, region)}{SUFFIX}"
+                    if file in made:
+                        wanted = embedding.header_of(slide, grid, 0, region)
+                        _check_made(file, made[file].difference(wanted))
+                        finished.append(path)
+                        continue
+                    try:
+                        tiles = len(embedding.cells_of(slide, grid, region))
+                    except NotEnoughDataError as error:
+                        failures.append(Failure(path, str(error)))
+                        yield Note(str(error))
+                        continue
                     # What a person said may be known on this machine only.
                     said = None if slide.mpp_source == "file" else slide.mpp
-                    task = SlideTask(path, file, tiles, said, params_of(slide))
-                    tasks.append(task)
+                    tasks.append(
+                        SlideTask(path, file, tiles, said, params_of(slide), region)
+                    )
         except OF_ONE_SLIDE as error:
             failures.append(Failure(path, str(error)))
             yield Note(str(error))
         yield Progress("looking for tissue", number, len(slides))
     return CohortPlan(tuple(tasks), tuple(finished), tuple(failures))
+
+
+def _stem(slide: Path, region: Region | None) -> str:
+    return slide.stem if region is None else f"{slide.stem}.{region.file_stem}"
 
 
 def _made_before(
@@ -184,7 +205,7 @@ def embed_cohort(
             yield Note(str(error))
         else:
             written.append(task.out)
-            yield Note(f"{task.slide.name}: {task.tiles} tiles")
+            yield Note(f"{task.name}: {task.tiles} tiles")
         yield meter.at(task, task.tiles)
     return Embedded(tuple(written), tuple(failures))
 
@@ -202,7 +223,7 @@ def embed_task(
     with Slide.open(
         task.slide, fallback_mpp=task.slide_mpp, tissue=task.tissue
     ) as slide:
-        features = yield from embedding.features_of(slide)
+        features = yield from embedding.features_of(slide, task.region)
     write_features(task.out, features)
 
 
@@ -216,7 +237,7 @@ class CohortMeter:
 
     def at(self, task: SlideTask, done: int) -> Progress:
         """Return the progress of all once one slide has ``done`` tiles."""
-        self._done[task.slide] = done
+        self._done[task.out] = done
         done = sum(self._done.values())
         per_s = done / max(time.monotonic() - self._begin, CLOCK_STEP_S)
         left_s = (self._total - done) / per_s if per_s else None

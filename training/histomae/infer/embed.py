@@ -10,6 +10,7 @@ import numpy as np
 from histomae.errors import ConfigError, FeatureError
 from histomae.exchange.features import FeatureHeader, SlideFeatures
 from histomae.infer.encoder import check_pooling
+from histomae.infer.regions import within
 from histomae.infer.tiles import map_tiles, no_tiles
 from histomae.models.feature_spec import FeatureSpec
 from histomae.slides.grid import TileGrid
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from histomae.events import Event
     from histomae.infer.embedder import Embedder
+    from histomae.infer.regions import Region
     from histomae.slides.slide import Slide
 
 Array = np.ndarray[Any, Any]
@@ -113,8 +115,10 @@ class SlideEmbedding:
         """
         return TileGrid.over(slide, self.encoder.spec)
 
-    def cells_of(self, slide: Slide, grid: TileGrid) -> Array:
-        """Return (row, column) (M, 2) of the tiles on tissue.
+    def cells_of(
+        self, slide: Slide, grid: TileGrid, region: Region | None = None
+    ) -> Array:
+        """Return (row, column) (M, 2) of the tiles on tissue, or on that of a region.
 
         Raises
         ------
@@ -124,6 +128,8 @@ class SlideEmbedding:
         cells = tissue_cells(grid, tissue_mask(slide), self.min_tissue)
         if not len(cells):
             raise no_tiles(slide)
+        if region is not None:
+            cells = cells[within(region, slide.name, grid, cells)]
         return cells
 
     @property
@@ -140,11 +146,15 @@ class SlideEmbedding:
             step_px=tiles.tile_px,
         )
 
-    def header_of(self, slide: Slide, grid: TileGrid, tiles: int) -> FeatureHeader:
+    def header_of(
+        self, slide: Slide, grid: TileGrid, tiles: int, region: Region | None = None
+    ) -> FeatureHeader:
         """Return what a file of a slide's features says of itself."""
         return FeatureHeader(
             spec=self.spec,
             slide=slide.name,
+            region=region.name if region else "",
+            region_id=region.region_id if region else "",
             tiles=tiles,
             slide_id=slide.slide_id,
             slide_mpp=slide.mpp,
@@ -156,20 +166,22 @@ class SlideEmbedding:
             synthetic=slide.is_synthetic,
         )
 
-    def features_of(self, slide: Slide) -> Generator[Event, None, SlideFeatures]:
-        """Embed the tiles of a slide that can be read.
+    def features_of(
+        self, slide: Slide, region: Region | None = None
+    ) -> Generator[Event, None, SlideFeatures]:
+        """Embed the tiles of a slide, or of a region of it, that can be read.
 
         Raises
         ------
         NotEnoughDataError
-            If the slide has no tissue.
+            If the slide has no tissue, or the region no tile.
         SlideError
             If the slide cannot be read.
         FeatureError
             If the encoder gives no finite number.
         """
         grid = self.grid_over(slide)
-        cells = self.cells_of(slide, grid)
+        cells = self.cells_of(slide, grid, region)
         by_device = CPU_BATCH if self.encoder.device.type == "cpu" else GPU_BATCH
         embeddings = yield from embed_tiles(
             slide,
@@ -187,7 +199,7 @@ class SlideEmbedding:
             )
         cells = cells[read]
         corners = grid.l0_from_grid(cells[:, ::-1].astype(float))
-        header = self.header_of(slide, grid, len(cells))
+        header = self.header_of(slide, grid, len(cells), region)
         return SlideFeatures(
             replace(header, unreadable=int((~read).sum())),
             embeddings.values[read],

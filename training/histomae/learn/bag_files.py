@@ -191,7 +191,7 @@ class _Pile:
         check_alike([self._first, bag])
         name = bag_id(bag)
         if len(bag) < 2:
-            self.notes.append(f"{bag.slide} has a single tile and is left out.")
+            self.notes.append(f"{bag.name} has a single tile and is left out.")
             return
         if name in self.entries:
             other = self.entries[name].path
@@ -219,11 +219,15 @@ def bag_id(bag: Bag) -> str:
 
 
 def drawn(entries: Sequence[BagEntry], share: float, seed: int) -> list[BagEntry]:
-    """Return the entries, a share of them held out; one at least is not."""
-    count = min(round(share * len(entries)), len(entries) - 1)
-    order = np.random.default_rng(seed).permutation(len(entries))
-    chosen = set(order[:count].tolist())
-    return [replace(e, held_out=number in chosen) for number, e in enumerate(entries)]
+    """Return the entries, a share of the slides held out; one at least is not.
+
+    Regions of one slide stay together.
+    """
+    slides = list(dict.fromkeys(entry.slide for entry in entries))
+    count = min(round(share * len(slides)), len(slides) - 1)
+    order = np.random.default_rng(seed).permutation(len(slides))
+    chosen = {slides[number] for number in order[:count]}
+    return [replace(entry, held_out=entry.slide in chosen) for entry in entries]
 
 
 def _as_in_files(config: PretrainConfig, spec: FeatureSpec) -> PretrainConfig:

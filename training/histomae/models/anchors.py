@@ -171,3 +171,24 @@ def direction_bins(
     found = np.floor(turns + 0.5 + ON_EDGE) % bins
     found[(down == 0) & (right == 0)] = bins
     return found.astype(np.uint8)
+
+
+def direction_angles(
+    directions: np.ndarray[Any, Any],
+    bins: int = DIRECTION_BINS,
+    *,
+    compat: bool = False,
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Return the middle of each direction bin: the inverse of :func:`direction_bins`.
+
+    Parameters
+    ----------
+    directions
+        int (...), 0 to ``bins - 1``.
+
+    Returns
+    -------
+    float64 (...), radians from the direction of rows (down) to that of columns (right).
+    """
+    middle = directions - bins // 2 + 0.5 if compat else directions
+    return np.asarray(middle, float) * (2 * np.pi / bins)
