@@ -309,3 +309,15 @@ class TestPamaMemory:
         found = figures(process)
         assert found["anchors of the largest slide"]["value"] == 2000
         assert not found["peak at 2000 tiles"]["is_met"]
+
+
+class TestMarking:
+    def test_nuclei_of_another_slide_are_found(self):
+        process = start("marking.py", "--json")
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert figures(process)["nuclei: F1 of centres"]["value"] >= 0.7
+
+    def test_wrong_marks_are_noticed(self):
+        process = start("marking.py", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["nuclei: F1 of centres"]["is_met"]
