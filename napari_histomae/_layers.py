@@ -15,9 +15,9 @@ with shapes rounded from the true factor, ``f`` is off by at most half a pixel o
 level over the whole slide. ``EDGE_TO_CENTRE`` below is the only half pixel there is.
 
 Layers that we make carry ``metadata["histomae"]``, with the slide's id and a ``kind``:
-``slide``, ``tissue``, ``heatmap``, ``classes``, ``picture``, ``outline``, ``lesion``,
-``marks``, ``arrows`` or ``annotations``; ``sample`` is a picture of no slide. No other
-layer is ever touched.
+``slide``, ``tissue``, ``heatmap``, ``classes``, ``objects``, ``centres``, ``picture``,
+``outline``, ``lesion``, ``marks``, ``arrows`` or ``annotations``; ``sample`` is a
+picture of no slide. No other layer is ever touched.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points, Shapes, Vectors
 
     from histomae.errors import SlideError
+    from histomae.infer.dense import SlideMarks
     from histomae.slides.annotations import Annotation
     from histomae.slides.heatmap import Heatmap
     from histomae.slides.pyramid import PyramidLevel
@@ -466,6 +467,53 @@ def show_picture(
         "visible": visible,
     }
     return _show(viewer, slide, "picture", name, rgb, attributes, viewer.add_image)
+
+
+def show_marks(
+    viewer: napari.viewer.Viewer, slide: Slide, marks: SlideMarks
+) -> tuple[Labels, Labels, Points]:
+    """Show what was marked on a part of a slide: classes, objects, and their centres.
+
+    The centres carry their class in the layer's table, and are coloured by it. Layers
+    of the same names on the same slide are replaced.
+    """
+    prefix = f"{slide.name} · "
+    classes = show_classes(
+        viewer, slide, marks.classes, f"{prefix}areas", marks.names, marks.colors
+    )
+    objects = _show(
+        viewer,
+        slide,
+        "objects",
+        f"{prefix}objects",
+        np.asarray(marks.objects.values).astype(np.int32),
+        {
+            **raster_placement(
+                slide, marks.objects.origin_xy_l0, marks.objects.pixel_size_l0
+            ),
+            "opacity": OVERLAY_OPACITY,
+            "visible": False,
+        },
+        viewer.add_labels,
+    )
+    remove(viewer, slide, f"{prefix}centres")
+    centres = _show(
+        viewer,
+        slide,
+        "centres",
+        f"{prefix}centres",
+        marks.centres_l0[:, ::-1] + EDGE_TO_CENTRE,
+        {
+            "scale": pixel_size_yx(slide),
+            "units": units(slide),
+            "features": {"class": np.array(marks.names, object)[marks.labels]},
+            "face_color": np.array(marks.colors)[marks.labels] / 255,
+            "border_color": "white",
+            "size": 6.0 * max(marks.objects.pixel_size_l0),
+        },
+        viewer.add_points,
+    )
+    return classes, objects, centres
 
 
 def show_sample(

@@ -166,6 +166,32 @@ def picture_words(summary: Summary, row: int) -> str:
     return ", ".join(said)
 
 
+def slide_with(
+    summary: Summary, row: int, slides: Sequence[Slide]
+) -> tuple[Slide, Box] | None:
+    """Return the open slide that a picture was cut from, and where; None: not known."""
+    picture = summary.pictures[row]
+    if picture.box_l0 is None or not picture.slide:
+        return None
+    names = (picture.slide, Path(picture.slide).stem)
+    found = [slide for slide in slides if slide.name in names]
+    return (found[0], picture.box_l0) if found else None
+
+
+def point_at(
+    summary: Summary, layout: PointMap, slide: Slide, xy_l0: tuple[float, float]
+) -> int | None:
+    """Return the point of the picture that was cut from a place of a slide."""
+    x, y = xy_l0
+    for point, row in enumerate(layout.rows.tolist()):
+        cut = slide_with(summary, row, [slide])
+        if cut is not None:
+            x0, y0, x1, y1 = cut[1]
+            if x0 <= x < x1 and y0 <= y < y1:
+                return point
+    return None
+
+
 def read_pixels(summary: Summary, row: int) -> Array:
     """Return the pixels of a picture of a report, uint8 (H, W, 3).
 

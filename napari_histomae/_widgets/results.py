@@ -455,16 +455,24 @@ class ResultsDock(QWidget):
             self._show_picture(int(self._layout.rows[point]))
 
     def _go_to_tile(self, tiles: TileMap, point: int) -> None:
-        slide, box = self._slide, tiles.box(point)
+        slide = self._slide
         if slide is None:
             self.state.idle(
                 f"{tiles.layout.candidate} was closed. Open it to see its tiles."
             )
             return
-        viewer = self._session.viewer
-        _layers.look_at(viewer, slide, box)
-        _layers.show_outline(viewer, slide, box, f"{slide.name} · point")
+        self._look_at(slide, tiles.box(point))
         self.point_label.setText(self._tile_words(tiles, point))
+
+    def _look_at(self, slide: Slide, box_l0: _results.Box) -> None:
+        """Bring a place of a slide into the view, and outline it."""
+        viewer = self._session.viewer
+        _layers.look_at(viewer, slide, box_l0)
+        self._outline(slide, box_l0)
+
+    def _outline(self, slide: Slide, box_l0: _results.Box) -> None:
+        viewer = self._session.viewer
+        _layers.show_outline(viewer, slide, box_l0, f"{slide.name} · point")
 
     def _tile_words(self, tiles: TileMap, point: int) -> str:
         colours = tiles.classes(self._prediction)
@@ -483,9 +491,13 @@ class ResultsDock(QWidget):
         return found.prediction if found else None
 
     def _show_picture(self, row: int) -> None:
-        """Show a picture of the report as a layer."""
+        """Go to where a picture was cut from, or show it as a layer."""
         assert self._summary is not None
         self.point_label.setText(_results.picture_words(self._summary, row))
+        cut = _results.slide_with(self._summary, row, self._session.slides)
+        if cut is not None:
+            self._look_at(*cut)
+            return
         picture = self._summary.pictures[row]
         try:
             pixels = _results.read_pixels(self._summary, row)
@@ -511,19 +523,32 @@ class ResultsDock(QWidget):
         self.point_label.setText(told + self.point_label.text())
 
     def _on_slide_clicked(self, world_yx: tuple[float, float]) -> None:
-        """Mark the point of the tile that was clicked."""
-        slide, tiles = self._slide, self._tiles
-        if slide is None or tiles is None or self.plot_box.currentText() != MAP:
+        """Mark the point of the tile, or of the picture, that was clicked."""
+        if self.plot_box.currentText() != MAP or self._layout is None:
             return
-        x, y = _layers.l0_from_world(slide, world_yx)
-        point = tiles.at((float(x), float(y)))
+        if self._tiles is not None:
+            self._mark_tile(self._tiles, world_yx)
+        elif self._summary is not None and self._session.slide is not None:
+            slide = self._session.slide
+            x, y = _layers.l0_from_world(slide, world_yx).tolist()
+            point = _results.point_at(self._summary, self._layout, slide, (x, y))
+            if point is not None:
+                row = int(self._layout.rows[point])
+                self.plot.mark(point)
+                self.point_label.setText(_results.picture_words(self._summary, row))
+
+    def _mark_tile(self, tiles: TileMap, world_yx: tuple[float, float]) -> None:
+        slide = self._slide
+        if slide is None:
+            return
+        x, y = _layers.l0_from_world(slide, world_yx).tolist()
+        point = tiles.at((x, y))
         self.plot.mark(point)
         if point is None:
             _layers.remove(self._session.viewer, slide, f"{slide.name} · point")
             self.point_label.setText("no tile of the map is there")
             return
-        box = tiles.box(point)
-        _layers.show_outline(self._session.viewer, slide, box, f"{slide.name} · point")
+        self._outline(slide, tiles.box(point))
         self.point_label.setText(self._tile_words(tiles, point))
 
     def _on_results_changed(self, slide_id: str) -> None:

@@ -326,3 +326,15 @@ class TestPamaCohort:
         assert process.returncode == 1, process.stderr
         found = figures(process)
         assert not found["PAMA, anchors: AUC, worst of the cohorts"]["is_met"]
+
+
+class TestMarking:
+    def test_nuclei_of_another_slide_are_found(self):
+        process = start("marking.py", "--json")
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert figures(process)["nuclei: F1 of centres"]["value"] >= 0.7
+
+    def test_wrong_marks_are_noticed(self):
+        process = start("marking.py", "--json", "--plant")
+        assert process.returncode == 1, process.stderr
+        assert not figures(process)["nuclei: F1 of centres"]["is_met"]

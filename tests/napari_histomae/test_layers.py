@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from histomae.errors import SlideError
+from histomae.infer.dense import SlideMarks
 from histomae.slides.grid import TileGrid, TileSpec
 from histomae.slides.heatmap import Heatmap
 from histomae.slides.slide import Slide
@@ -350,3 +351,30 @@ class TestRegions:
         (only,) = _layers.annotations_from(layer, slide)
         assert only.roi.is_valid
         assert only.roi.area == pytest.approx(50)
+
+
+def test_marks_become_labels_and_points(viewer, slide):
+    _layers.open_slide(viewer, slide)
+    objects = np.zeros((40, 60), np.int32)
+    objects[5:11, 8:16], objects[20:24, 30:34] = 1, 2
+    size, origin = (2.0, 4.0), (100.0, 60.0)
+    centres = np.array([[12.0, 8.0], [32.0, 22.0]]) * size + origin
+    marks = SlideMarks(
+        Heatmap(objects.astype(np.uint8), origin, size),
+        Heatmap(objects, origin, size),
+        centres,
+        np.array([0, 1]),
+        ("benign", "malignant"),
+        ((0, 90, 180), (230, 60, 0)),
+    )
+    for _ in range(2):  # again replaces its layers
+        areas, found, points = _layers.show_marks(viewer, slide, marks)
+    assert len(_layers.layers_of(viewer, slide)) == 3
+    for layer in (areas, found):
+        place = _layers.l0_from_world(slide, layer.data_to_world((8, 12)))
+        assert place == pytest.approx([12.5 * 2 + 100, 8.5 * 4 + 60])
+        assert np.array_equal(layer.data, objects)
+    where = np.array([points.data_to_world(at) for at in points.data])
+    assert _layers.l0_from_world(slide, where) == pytest.approx(centres)
+    assert list(points.features["class"]) == ["benign", "malignant"]
+    assert points.face_color[1, :3] == pytest.approx(np.array([230, 60, 0]) / 255)

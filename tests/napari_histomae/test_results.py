@@ -1,5 +1,7 @@
 """The Results dock: open a report, press, click points and tiles, look at layers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.backend_bases import MouseEvent
@@ -223,6 +225,35 @@ def test_what_is_no_report_is_said(dock, tmp_path, wait):
     dock.open(tmp_path)
     wait(dock)
     assert dock.state.kind == "failed" and "no report" in dock.state.text
+
+
+def test_a_picture_leads_to_its_place_on_an_open_slide(
+    dock, viewer, slide_path, evaluation, tmp_path, wait
+):
+    boxes = [(200.0 * (n % 8), 150.0 * (n // 8)) for n in range(len(evaluation.data))]
+    pictures = tuple(
+        replace(picture, slide="ellipse", box_l0=(x, y, x + 200, y + 150))
+        for picture, (x, y) in zip(evaluation.data.pictures, boxes, strict=True)
+    )
+    cut = replace(evaluation, data=replace(evaluation.data, pictures=pictures))
+    dock.open(write_report(cut, tmp_path, maps=("pca",)).parent)
+    wait(dock)
+    choose(dock.plot_box, MAP)
+    click(dock, 3)
+    assert len(samples(viewer)) == 1  # the slide is not open
+    slide = Slide.open(slide_path)
+    _layers.open_slide(viewer, slide)
+    for layer in samples(viewer):
+        viewer.layers.remove(layer)
+    click(dock, 21)
+    x, y = boxes[21]
+    centre = _layers.world_from_l0(slide, (x + 100, y + 75))
+    assert np.allclose(_layers.camera(viewer).center[-2:], centre)
+    assert samples(viewer) == []
+    x, y = boxes[34]
+    dock.hooks._on_click(tuple(_layers.world_from_l0(slide, (x + 9, y + 140))))
+    assert dock.plot.marked == 34
+    assert pictures[34].name in dock.point_label.text()
 
 
 # ---- tiles of a slide

@@ -12,6 +12,7 @@ from histomae.data.busi import (
     lesion_tiles,
     lesion_width,
     read_busi,
+    read_marked_busi,
 )
 from histomae.data.masking import MaskSetting, chances_hidden
 from histomae.data.pictures import find_pictures, read_picture, sector_box
@@ -122,6 +123,21 @@ def test_doubles_are_told_and_labels_in_doubt(busi):
     assert "benign (10) = malignant (1)" in notes[0]
     assert "label is in doubt: benign (10) = malignant (1)" in notes[1]
     assert len(doubts(found, np.array([0, 0, 1, 2]))) == 1
+
+
+def test_each_mask_is_a_lesion_of_its_class(busi):
+    data = read_marked_busi(busi)
+    by_name = {picture.path.stem: picture for picture in data.pictures}
+    assert "normal (1)" not in by_name
+    for name, picture in by_name.items():
+        pixels, marks = data.read(picture)
+        masks = [read_picture(path).max(-1) >= 128 for path in picture.marks]
+        shown = [mask for mask in masks if mask.any()]
+        assert pixels.shape[:2] == marks.objects.shape
+        assert np.array_equal(marks.objects > 0, np.any(masks, 0))
+        assert len(marks.labels) == len(shown)
+        kind = ("benign", "malignant").index(name.partition(" ")[0])
+        assert (marks.labels == kind).all()
 
 
 @pytest.fixture(scope="module")

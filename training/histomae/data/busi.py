@@ -19,6 +19,7 @@ from histomae.data.alike import groups_alike
 from histomae.data.classes import ClassSet
 from histomae.data.labelled import LabelledPicture, LabelledSet
 from histomae.data.layouts import PAPERS, Kind, read_file
+from histomae.data.marks import MarkedPicture, MarkedSet, Marks
 from histomae.data.pictures import (
     TOLD_EVERY,
     grey_of,
@@ -236,6 +237,44 @@ def _equal(groups: Sequence[Sequence[Picture]]) -> str:
     some = [" = ".join(p.path.stem for p in one) for one in groups[:TOLD]]
     more = f"; and {len(groups) - TOLD} more" if len(groups) > TOLD else ""
     return "; ".join(some) + more
+
+
+# ---- as marked pictures
+
+
+def read_marked_busi(root: Path) -> MarkedSet:
+    """Find the pictures that have lesions: each mask is one, of its picture's class.
+
+    Pictures that look alike count as a patient, as in :func:`read_labelled`.
+    """
+    busi = read_busi(root)
+    classes = TASKS["benign-malignant"]
+    kept = [p for p in busi.pictures if p.masks and p.class_name in classes.names]
+    group = result_of(groups_alike([picture.path for picture in kept]))
+    return MarkedSet(
+        name="BUSI",
+        classes=classes,
+        pictures=tuple(
+            MarkedPicture(
+                path=picture.path, marks=picture.masks, patient=f"like {int(number)}"
+            )
+            for picture, number in zip(kept, group, strict=True)
+        ),
+        read=_read_lesions,
+        notes=busi.notes,
+    )
+
+
+def _read_lesions(picture: MarkedPicture) -> tuple[np.ndarray[Any, Any], Marks]:
+    pixels = read_picture(picture.path)
+    match = NAME.fullmatch(picture.path.name)
+    assert match is not None
+    label = TASKS["benign-malignant"].names.index(match["kind"])
+    objects = np.zeros(pixels.shape[:2], np.int32)
+    for number, path in enumerate(picture.marks, start=1):
+        objects[_mask(path, pixels.shape[:2])] = number
+    marks = Marks(objects, np.full(len(picture.marks), label))
+    return pixels, marks.crop(slice(None), slice(None))  # an empty mask is no lesion
 
 
 # ---- as labelled pictures

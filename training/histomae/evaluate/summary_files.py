@@ -160,8 +160,7 @@ def _summary(told: Mapping[str, Any]) -> Summary:
             for one in told["mistakes"]
         ),
         pictures={
-            int(row): LabelledPicture(**one | {"path": root / one["path"]})
-            for row, one in told["pictures"].items()
+            int(row): _picture(one, root) for row, one in told["pictures"].items()
         },
         predicted={
             int(row): (int(label), float(probability))
@@ -170,6 +169,16 @@ def _summary(told: Mapping[str, Any]) -> Summary:
     )
     _check(summary)
     return summary
+
+
+def _picture(told: Mapping[str, Any], root: Path) -> LabelledPicture:
+    box = told.get("box_l0")
+    placed = None if box is None else tuple(map(float, box))
+    if placed is not None and len(placed) != 4:
+        raise ValueError("a place on a slide is none")
+    return LabelledPicture(
+        **dict(told) | {"path": root / told["path"], "box_l0": placed}
+    )
 
 
 def _score(told: Mapping[str, Any]) -> Score:
