@@ -24,9 +24,18 @@ from PIL import Image
 
 from histomae import cli
 from histomae.config import METHOD_DEFAULTS, load_recipe
+from histomae.data.sample_sets import sample_bach, sample_bracs
 from histomae.errors import HistomaeError
 from histomae.evaluate.slides import ANCHORS, CLASS_TOKEN, FINE_TUNED, MEAN, MIL
-from histomae.events import Finished, Note, Progress, Started, Step, event_from_json
+from histomae.events import (
+    Finished,
+    Note,
+    Progress,
+    Started,
+    Step,
+    event_from_json,
+    result_of,
+)
 from histomae.exchange.features import read_features
 from histomae.exchange.qupath import write_annotations
 from histomae.infer.encoder import TileEncoder
@@ -1488,3 +1497,61 @@ class TestMaskCheck:
         complaint(histomae(*asked), "mpp", "--structure-um")
         complaint(histomae("mask-check"), "--structure-px")
         complaint(histomae("mask-check", "--structure-px", 300), "within a tile")
+
+
+class TestFromPretrainingToReport:
+    """One recipe for two data sets, drawn after BRACS and BACH."""
+
+    RECIPE = """
+encoder = "vit_micro"
+tile_px = 32
+patch_size = 8
+epochs = 2
+warmup_epochs = 1
+batch_size = 8
+decoder_dim = 16
+decoder_depth = 1
+decoder_heads = 2
+device = "cpu"
+precision = "f32"
+threads = 1
+"""
+
+    @pytest.fixture(
+        params=[
+            (sample_bracs, {"cases": 28, "sets": 1}, "latest_version/train"),
+            (sample_bach, {"cases": 24}, "."),
+        ],
+        ids=["BRACS", "BACH"],
+    )
+    def walked(self, request, tmp_path):
+        draw, how, unlabelled = request.param
+        root = result_of(draw(tmp_path, width_px=96, **how))
+        (tmp_path / "recipe.toml").write_text(self.RECIPE)
+        run, out = tmp_path / "run", tmp_path / "out"
+        learned = histomae(
+            *("pretrain", root / unlabelled, "--run", run),
+            *("--recipe", tmp_path / "recipe.toml"),
+        )
+        assert learned.code == 0, learned.err
+        command = (
+            *("evaluate", "linear", "--data", root, "--encoder", run, "--out", out),
+            *("--imagenet", "none", "--folds", "2", "--device", "cpu"),
+        )
+        return histomae(*command), out, command
+
+    def test_the_same_recipe_leads_to_a_report(self, walked, request):
+        said, out, command = walked
+        assert said.code == 0, said.err
+        told = json.loads((out / "evaluation.json").read_text("utf-8"))
+        rows = [line.split("  ")[0] for line in said.out.splitlines()]
+        assert {"run", "untrained", "colour histogram"} <= set(rows)
+        page = (out / "report.html").read_text("utf-8")
+        assert "untrained" in page
+        # Pretrained on the train side of BRACS, and on all of BACH.
+        leaks = "in pretraining of run and test" in " ".join(told["leaks"])
+        assert leaks == ("BACH" in request.node.name)
+        table = {path.name: path.read_bytes() for path in out.glob("*.csv")}
+        again = histomae(*command)
+        assert "were finished before and are kept" in again.err
+        assert table == {path.name: path.read_bytes() for path in out.glob("*.csv")}

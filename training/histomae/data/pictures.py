@@ -12,7 +12,7 @@ from scipy import ndimage
 from histomae.data.words import TOLD
 from histomae.errors import DataSetError, SlideError
 from histomae.events import Event, Note, Progress
-from histomae.slides.find import is_picture, pictures_in
+from histomae.slides.find import is_photo, pictures_in
 from histomae.slides.flat import decoded
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def find_pictures(paths: Iterable[Path]) -> list[Path]:
     for given in paths:
         if not given.exists():
             raise DataSetError(f"{given} does not exist. Check the name.")
-        one = [given] if is_picture(given) and given.is_file() else []
+        one = [given] if is_photo(given) and given.is_file() else []
         found |= dict.fromkeys(pictures_in(given) if given.is_dir() else one)
     return list(found)
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 #: Suffixes that only whole-slide images carry.
 SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", ".vmu")
 #: Suffixes that other images carry too: a slide only where OpenSlide detects one.
-SHARED_SUFFIXES = (".tif", ".tiff", ".dcm")
+TIFF_SUFFIXES = (".tif", ".tiff")
+SHARED_SUFFIXES = (*TIFF_SUFFIXES, ".dcm")
 #: Suffixes of plain pictures, which have one level and no micrometres.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 #: What the name of a mask of lesions ends in, before its suffix.
@@ -46,15 +47,23 @@ def is_picture(path: str | Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and not MASK.search(path.stem)
 
 
+def is_photo(path: str | Path) -> bool:
+    """Tell whether a file is a plain picture; TIFF may be, where it is no slide."""
+    path = Path(path)
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return is_picture(path)
+    return not MASK.search(path.stem) and not is_slide(path)
+
+
 def pictures_in(folder: Path) -> list[Path]:
     """Return the plain pictures of a folder to its depth, in order; masks are none."""
-    return [p for p in sorted(folder.rglob("*")) if is_picture(p) and p.is_file()]
+    return [p for p in sorted(folder.rglob("*")) if is_photo(p) and p.is_file()]
 
 
 def holds_pictures(path: Path) -> bool:
     """Tell whether a path is a plain picture, or a folder of some and of no slide."""
     if not path.is_dir():
-        return is_picture(path) and path.is_file()
+        return is_photo(path) and path.is_file()
     return not any(map(is_slide, path.rglob("*"))) and bool(pictures_in(path))
 
 
@@ -75,7 +84,7 @@ def find_slides(paths: Iterable[str | Path]) -> list[Path]:
             raise SlideError(f"{given} does not exist. Check the name.")
         inside = [given]
         if given.is_dir():
-            inside = _slides_in(given) or pictures_in(given)
+            inside = _slides_in(given) or list(filter(is_picture, pictures_in(given)))
         if not inside:
             raise SlideError(f"The folder {given} holds no slide. Choose another one.")
         for path in inside:
