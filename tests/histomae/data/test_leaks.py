@@ -92,6 +92,15 @@ def test_a_patient_on_two_sides(data):
     )
 
 
+def test_files_of_one_name_are_not_one_file(data):
+    other = data.root / "more" / "1.png"
+    other.parent.mkdir()
+    Image.fromarray(noise(99)).save(other)
+    assert result_of(find_leaks(changed(data, 7, path=other), FOLD)) == ()
+    same = changed(data, 7, path=data.pictures[1].path)
+    assert result_of(find_leaks(same, FOLD))[0] == "1 file in training and test: 1.png."
+
+
 def test_a_slide_and_a_crop_that_overlaps(data):
     shifted = changed(data, 7, slide="s1", box_l0=(190.0, 150.0, 290.0, 250.0))
     assert result_of(find_leaks(shifted, FOLD)) == (

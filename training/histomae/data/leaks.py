@@ -180,17 +180,16 @@ def _with_patients(seen: Side, data: LabelledSet) -> Side:
 
 def _between(one: Side, other: Side) -> list[str]:
     """Say what two sides share, but for their pixels."""
-    leaks = []
-    for what, mine, others in (
-        ("patient", one.patients, other.patients),
-        ("slide", one.slides, other.slides),
-        ("file", _names(one), _names(other)),
-    ):
-        both = sorted(mine & others)
-        if both:
-            leaks.append(
-                f"{_times(len(both), what)} in {_and(one, other)}: {some_of(both)}."
-            )
+    shared = (
+        ("patient", sorted(one.patients & other.patients)),
+        ("slide", sorted(one.slides & other.slides)),
+        ("file", sorted(map(_name, one.files & other.files))),
+    )
+    leaks = [
+        f"{_times(len(both), what)} in {_and(one, other)}: {some_of(both)}."
+        for what, both in shared
+        if both
+    ]
     overlapping = {
         slide: count
         for slide in sorted(set(one.boxes_l0) & set(other.boxes_l0))
@@ -205,10 +204,9 @@ def _between(one: Side, other: Side) -> list[str]:
     return leaks
 
 
-def _names(side: Side) -> frozenset[str]:
-    return frozenset(
-        path.name if row is None else f"{path.name}#{row}" for path, row in side.files
-    )
+def _name(file: tuple[Path, int | None]) -> str:
+    path, row = file
+    return path.name if row is None else f"{path.name}#{row}"
 
 
 def _overlaps(mine: Floats, others: Floats) -> int:
