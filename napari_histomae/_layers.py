@@ -469,7 +469,7 @@ def show_picture(
     return _show(viewer, slide, "picture", name, rgb, attributes, viewer.add_image)
 
 
-def show_marks(
+def show_objects(
     viewer: napari.viewer.Viewer, slide: Slide, marks: SlideMarks
 ) -> tuple[Labels, Labels, Points]:
     """Show what was marked on a part of a slide: classes, objects, and their centres.

@@ -368,7 +368,7 @@ def test_marks_become_labels_and_points(viewer, slide):
         ((0, 90, 180), (230, 60, 0)),
     )
     for _ in range(2):  # again replaces its layers
-        areas, found, points = _layers.show_marks(viewer, slide, marks)
+        areas, found, points = _layers.show_objects(viewer, slide, marks)
     assert len(_layers.layers_of(viewer, slide)) == 3
     for layer in (areas, found):
         place = _layers.l0_from_world(slide, layer.data_to_world((8, 12)))
