@@ -24,7 +24,6 @@ from PIL import Image
 
 from histomae import cli
 from histomae.config import METHOD_DEFAULTS, load_recipe
-from histomae.data.sample_sets import sample_bach, sample_bracs
 from histomae.errors import HistomaeError
 from histomae.evaluate.slides import ANCHORS, CLASS_TOKEN, FINE_TUNED, MEAN, MIL
 from histomae.events import (
@@ -34,7 +33,6 @@ from histomae.events import (
     Started,
     Step,
     event_from_json,
-    result_of,
 )
 from histomae.exchange.features import read_features
 from histomae.exchange.qupath import write_annotations
@@ -1519,14 +1517,16 @@ threads = 1
 
     @pytest.fixture(
         params=[
-            (sample_bracs, {"cases": 28, "sets": 1}, "latest_version/train"),
-            (sample_bach, {"cases": 24}, "."),
+            (("--cases", 28, "--sets", 1), "bracs", "latest_version/train"),
+            (("--cases", 24), "bach", "."),
         ],
         ids=["BRACS", "BACH"],
     )
     def walked(self, request, tmp_path):
-        draw, how, unlabelled = request.param
-        root = result_of(draw(tmp_path, width_px=96, **how))
+        how, tree, unlabelled = request.param
+        drawn = histomae("sample", f"--{tree}", tmp_path, "--width-px", 96, *how)
+        assert drawn.code == 0, drawn.err
+        root = Path(drawn.out.strip())
         (tmp_path / "recipe.toml").write_text(self.RECIPE)
         run, out = tmp_path / "run", tmp_path / "out"
         learned = histomae(

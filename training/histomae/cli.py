@@ -68,8 +68,6 @@ ABOUT = (
 #: What is wrong with one slide of several: the others are still done.
 OF_ONE_SLIDE = (SlideError, DataSetError, UpsamplingError, NotEnoughDataError)
 BAR = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt}{postfix}"
-#: What --breakhis of the command sample is told.
-TREE = ("cases", "sets", "seed", "width_px")
 #: Without a terminal a line tells of the progress so often, seconds.
 LINE_EVERY_S = 10.0
 
@@ -1164,12 +1162,17 @@ class CompareRuns:
         say(f"\ncurves: {self.out}")
 
 
+#: Where a tree is wanted, who draws it, and which settings it takes.
+_Tree = tuple[Path | None, Callable[..., Generator[Event, None, Path]], tuple[str, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """Make the synthetic sample slide, with its regions and nuclei.
 
-    Or, with --breakhis, pictures in BreakHis's official layout, drawn by the same hand:
-    cases of eight subtypes, each place at four magnifications.
+    Or pictures in the official layout of a data set, drawn by the same hand: with
+    --breakhis cases of eight subtypes, each place at four magnifications; with --bracs
+    regions of seven classes; with --bach photos of four.
 
     $ histomae sample --folder sample
     $ histomae sample --breakhis sample
@@ -1183,21 +1186,38 @@ class Sample:
     """µm per pixel: 0.5, 0.25 or 1."""
     breakhis: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Where to put the tree BreaKHis_v1, in the place of a slide."""
-    cases: int = 24
-    """Of --breakhis: patients."""
-    sets: int = 2
-    """Of --breakhis: pictures of a patient at each magnification."""
-    width_px: int = 700
-    """Of --breakhis: width of a picture."""
+    bracs: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where to put the tree BRACS_RoI, in the place of a slide."""
+    bach: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Where to put the tree ICIAR2018_BACH_Challenge, in the place of a slide."""
+    cases: int | None = None
+    """Of a tree: patients, slides or photos; None: some three of each class."""
+    sets: int | None = None
+    """Of --breakhis and --bracs: pictures of each case (at each magnification); None:
+    2."""
+    width_px: int | None = None
+    """Of a tree: width of a picture; None: as in the data set."""
 
     def __call__(self) -> None:
         """Make it."""
-        if self.breakhis is not None:
-            from histomae.data.sample_breakhis import sample_breakhis
+        from histomae.data.sample_breakhis import sample_breakhis
+        from histomae.data.sample_sets import sample_bach, sample_bracs
 
-            how = {name: getattr(self, name) for name in TREE}
-            say(show(sample_breakhis(self.breakhis, **how)))
-            return
+        sized = ("cases", "sets", "width_px")
+        trees: tuple[_Tree, ...] = (
+            (self.breakhis, sample_breakhis, sized),
+            (self.bracs, sample_bracs, sized),
+            (self.bach, sample_bach, ("cases", "width_px")),
+        )
+        for folder, draw, names in trees:
+            if folder is not None:
+                how = {name: getattr(self, name) for name in names}
+                said = {name: value for name, value in how.items() if value is not None}
+                say(show(draw(folder, seed=self.seed, **said)))
+        if not any(folder for folder, _, _ in trees):
+            self._slide()
+
+    def _slide(self) -> None:
         from histomae.slides.sample import sample_slide
 
         sample = sample_slide(self.seed, mpp=self.mpp, folder=self.folder)
