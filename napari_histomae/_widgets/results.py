@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QComboBox,
@@ -21,7 +21,6 @@ from qtpy.QtWidgets import (
     QTableWidget,
     QTableWidgetItem,
     QToolButton,
-    QWidget,
 )
 
 from histomae.errors import HistomaeError
@@ -54,6 +53,7 @@ from napari_histomae._widgets.common import (
     count,
     dock_layout,
 )
+from napari_histomae._widgets.dock import LookingDock
 from napari_histomae._widgets.hooks import ViewerHooks
 from napari_histomae._widgets.plot import Plot
 
@@ -81,7 +81,7 @@ EMPTY = (
 MOST_ROWS = 5
 
 
-class ResultsDock(QWidget):
+class ResultsDock(LookingDock):
     """Opens a report or a file of features; shows tables, plots and maps."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -573,29 +573,6 @@ class ResultsDock(QWidget):
             self._job.silence()
             self._job.cancel()
         self._found.changed.disconnect(self._on_results_changed)
-
-    def showEvent(self, event: Any) -> None:
-        """Take clicks."""
-        super().showEvent(event)
-        if self._open:
-            self.hooks.attach()
-
-    def hideEvent(self, event: Any) -> None:
-        """Give clicks back, while another dock is in front."""
-        super().hideEvent(event)
-        if not event.spontaneous():
-            self.hooks.detach()
-
-    def event(self, event: QEvent) -> bool:
-        """Shut down when napari takes the dock apart."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.shut()
-        return super().event(event)
-
-    def closeEvent(self, event: Any) -> None:
-        """Shut down."""
-        self.shut()
-        super().closeEvent(event)
 
 
 def _verdict(summary: Summary) -> str:

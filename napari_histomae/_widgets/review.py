@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import (
     QFrame,
     QGridLayout,
     QHBoxLayout,
     QLabel,
     QPushButton,
-    QWidget,
 )
 
 from histomae.errors import HistomaeError
@@ -29,6 +27,7 @@ from napari_histomae._widgets.common import (
     human_time,
     why_disabled,
 )
+from napari_histomae._widgets.dock import LookingDock
 from napari_histomae._widgets.hider import HIDE_KEY
 from napari_histomae._widgets.hooks import ViewerHooks
 from napari_histomae._widgets.map_panel import MapPanel
@@ -52,7 +51,7 @@ NO_MODEL = "Choose a model first, or make one in Train."
 NO_CLASSES = "Run a classifier on the slide first."
 
 
-class ReviewDock(QWidget):
+class ReviewDock(LookingDock):
     """Run a model on the slide, see the maps, click tiles, export."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -425,29 +424,6 @@ class ReviewDock(QWidget):
         session.tissue_changed.disconnect(self._on_tissue_changed)
         self._results.changed.disconnect(self._on_results_changed)
         self.model.shut()
-
-    def showEvent(self, event: Any) -> None:
-        """Take clicks and keys."""
-        super().showEvent(event)
-        if self._open:
-            self.hooks.attach()
-
-    def hideEvent(self, event: Any) -> None:
-        """Give clicks and keys back, while another dock is in front."""
-        super().hideEvent(event)
-        if not event.spontaneous():
-            self.hooks.detach()
-
-    def event(self, event: QEvent) -> bool:
-        """Shut down when napari takes the dock apart."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.shut()
-        return super().event(event)
-
-    def closeEvent(self, event: Any) -> None:
-        """Shut down."""
-        self.shut()
-        super().closeEvent(event)
 
 
 def _summary(slide: Slide, found: Findings) -> str:

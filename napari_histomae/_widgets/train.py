@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_info
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QPixmap
 from qtpy.QtWidgets import (
     QComboBox,
@@ -70,6 +70,7 @@ from napari_histomae._widgets.common import (
     why_disabled,
 )
 from napari_histomae._widgets.curve_plot import CurvePlot
+from napari_histomae._widgets.dock import Dock
 from napari_histomae._widgets.features_field import FeaturesField
 from napari_histomae._widgets.model import learns_slides
 from napari_histomae._widgets.runs_box import (
@@ -148,7 +149,7 @@ RUNS_LISTED = 30
 TICK_MS = 200
 
 
-class TrainDock(QWidget):
+class TrainDock(Dock):
     """Choose slides and settings, start, watch, and use what comes out."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -871,17 +872,6 @@ class TrainDock(QWidget):
         """Train on the files and folders that were dropped."""
         field = self.features if self.on_features else self.slides
         on_drop(field.choose, event)
-
-    def closeEvent(self, event: Any) -> None:
-        """Let go of everything."""
-        self.shut()
-        super().closeEvent(event)
-
-    def event(self, event: QEvent) -> bool:
-        """Let go of everything when napari takes the dock apart."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.shut()
-        return bool(super().event(event))
 
     def shut(self) -> None:
         """Stop what runs for this dock, and listen no more; a training goes on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import Qt
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
@@ -36,6 +36,7 @@ from napari_histomae._widgets.common import (
     mute,
     why_disabled,
 )
+from napari_histomae._widgets.dock import LookingDock
 from napari_histomae._widgets.hider import HIDE_KEY, Hider
 from napari_histomae._widgets.hooks import ViewerHooks
 from napari_histomae._widgets.model import ModelChooser, SlideModelChooser
@@ -83,7 +84,7 @@ MAPS = {
 ANCHORS_LISTED = 6
 
 
-class WholeSlideDock(QWidget):
+class WholeSlideDock(LookingDock):
     """Look at a slide, or at a region drawn on it, with PAMA."""
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
@@ -480,28 +481,10 @@ class WholeSlideDock(QWidget):
         self.encoder.shut()
 
     def showEvent(self, event: Any) -> None:
-        """Take clicks and keys; regions may have been drawn meanwhile."""
+        """Look again: regions may have been drawn meanwhile."""
         super().showEvent(event)
         if self._open:
-            self.hooks.attach()
             self._refresh()
-
-    def hideEvent(self, event: Any) -> None:
-        """Give clicks and keys back, while another dock is in front."""
-        super().hideEvent(event)
-        if not event.spontaneous():
-            self.hooks.detach()
-
-    def event(self, event: QEvent) -> bool:
-        """Shut down when napari takes the dock apart."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.shut()
-        return super().event(event)
-
-    def closeEvent(self, event: Any) -> None:
-        """Shut down."""
-        self.shut()
-        super().closeEvent(event)
 
 
 def words_of(tile: TileWords) -> str:

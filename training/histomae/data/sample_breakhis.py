@@ -99,7 +99,7 @@ def sample_breakhis(
         )
         for number, pictures in enumerate(drawn, start=1):
             for magnification, pixels in zip(MAGNIFICATIONS, pictures, strict=True):
-                _write(_path(root, subtype, case, magnification, number), pixels)
+                write_picture(_path(root, subtype, case, magnification, number), pixels)
     yield Progress("drawing cases", cases, cases)
     return root
 
@@ -113,7 +113,9 @@ def _path(root: Path, subtype: str, case: int, magnification: int, number: int) 
     return folder / f"{magnification}X" / name
 
 
-def _write(path: Path, pixels: Pixels) -> None:
+def write_picture(path: Path, pixels: Pixels) -> None:
+    """Write pixels, uint8 (H, W, 3), as PNG or TIFF, and the folders that it needs."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    kind = {".png": "PNG", ".tif": "TIFF"}[path.suffix]
     with write_beside(path) as beside:
-        Image.fromarray(pixels).save(beside, format="PNG", compress_level=3)
+        Image.fromarray(pixels).save(beside, format=kind, compress_level=3)

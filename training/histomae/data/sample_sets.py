@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
 from histomae.data import bracs
 from histomae.data.classes import BACH_4, BRACS_7
+from histomae.data.sample_breakhis import DENSITY, SPREAD, write_picture
 from histomae.data.small_sets import BACH_MPP, BACH_PREFIX
 from histomae.errors import ConfigError, DataSetError
 from histomae.events import Event, Progress
-from histomae.files import write_beside
 from histomae.slides.sample import tissue_pictures
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-#: Epithelial nuclei per µm² of epithelium, and how much cases differ in everything.
-DENSITY, SPREAD = 8.2e-3, 0.07
 #: Sides of the split, as the slides of a class are dealt.
 DEALT = ("train", "train", "test", "val")
 #: Arrangement, and shares of epithelium and of empty space, by class.
@@ -90,7 +87,7 @@ def sample_bracs(
             BRACS_LOOKS[name], sets, bracs.MPP, (width_px, width_px), (seed, case)
         )
         for number, pixels in enumerate(drawn, start=1):
-            _write(inside / f"BRACS_{1001 + case}_{name}_{number}.png", pixels)
+            write_picture(inside / f"BRACS_{1001 + case}_{name}_{number}.png", pixels)
     yield Progress("drawing slides", cases, cases)
     return root
 
@@ -125,7 +122,7 @@ def sample_bach(
         size_px = width_px, round(width_px * 0.75)
         (pixels,) = _drawn(BACH_LOOKS[names[label]], 1, BACH_MPP, size_px, (seed, case))
         inside = root / "Photos" / BACH_FOLDERS[label]
-        _write(inside / f"{BACH_PREFIX[label]}{number:03}.tif", pixels)
+        write_picture(inside / f"{BACH_PREFIX[label]}{number:03}.tif", pixels)
     yield Progress("drawing photos", cases, cases)
     return root
 
@@ -164,10 +161,3 @@ def _new(root: Path) -> Path:
     if root.exists():
         raise DataSetError(f"{root} is there already. Choose another folder.")
     return root
-
-
-def _write(path: Path, pixels: Pixels) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = "PNG" if path.suffix == ".png" else "TIFF"
-    with write_beside(path) as beside:
-        Image.fromarray(pixels).save(beside, format=kind)
