@@ -143,7 +143,7 @@ def open_out_of_memory(viewer: Viewer, path: Path, picture: Any) -> Layer:
     """Open a slide as a person does, but have its reader return a picture at once."""
     from napari_histomae import _reader
 
-    with patch.object(_reader, "_read_slide", return_value=(picture, {}, "image")):
+    with patch.object(_reader, "_read_slide", return_value=[(picture, {}, "image")]):
         return open_as(viewer, path, OURS)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from histomae.errors import (
     CheckpointError,
@@ -147,7 +148,7 @@ def test_the_checkpoint_explains_itself(begin):
     assert (header.step, header.mpp, header.tile_px) == (8, 0.5, 32)
     assert (header.method, header.mask_ratio, header.norm_pix) == ("mae", 0.75, True)
     assert header.architecture == "vit_micro_patch8_32"
-    assert (header.mean, header.std) == (module.MEAN, module.STD)
+    assert (header.mean, header.std) == (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     assert header.mpp_given is False
     assert header.decoder.dim == 16
     assert encoder.header.decoder is None
@@ -171,7 +172,9 @@ def test_the_held_out_loss_is_that_of_the_saved_model(begin, tissue_slide):
         for index in np.flatnonzero(manifest.held_out):
             crop = slide.read_region(tuple(manifest.xy_l0[index]), (32, 32), 0.5)
             images = views(
-                torch.from_numpy(crop[None].copy()), mean=module.MEAN, std=module.STD
+                torch.from_numpy(crop[None].copy()),
+                mean=IMAGENET_DEFAULT_MEAN,
+                std=IMAGENET_DEFAULT_STD,
             )
             noise = mask_noise(
                 *(0, 0, np.array([index])), patches=16, stream=Stream.HELD_OUT_MASK
