@@ -8,26 +8,23 @@ one place. Subtypes differ in how the same cells are arranged, see
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from histomae.data.breakhis import BENIGN, HEIGHT_PX, MAGNIFICATIONS, MPP
-from histomae.errors import ConfigError, DataSetError
+from histomae.data.sample_tissue import (
+    case_pictures,
+    check_least,
+    new_tree,
+    write_picture,
+)
 from histomae.events import Event, Progress
-from histomae.files import write_beside
-from histomae.slides.sample import tissue_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 WIDTH_PX = 700
-#: Epithelial nuclei per µm² of epithelium, and how much cases differ in everything.
-DENSITY, SPREAD = 8.2e-3, 0.07
 #: Folder, arrangement, and shares of epithelium and of empty space, by subtype.
 SUBTYPES = {
     "A": ("adenosis", "Duct", 0.42, 0.08),
@@ -69,29 +66,21 @@ def sample_breakhis(
     DataSetError
         If there is such a tree already.
     """
-    for name, value, least in (
-        *(("cases", cases, len(SUBTYPES)), ("sets", sets, 1), ("seed", seed, 0)),
-        ("width_px", width_px, 70),
-    ):
-        if value < least:
-            raise ConfigError(
-                name, f"{value} is out of range. Choose at least {least}."
-            )
-    root = folder / "BreaKHis_v1"
-    if root.exists():
-        raise DataSetError(f"{root} is there already. Choose another folder.")
+    check_least(
+        cases=(cases, len(SUBTYPES)),
+        sets=(sets, 1),
+        seed=(seed, 0),
+        width_px=(width_px, 70),
+    )
+    root = new_tree(folder / "BreaKHis_v1")
     size_px = (width_px, round(HEIGHT_PX * width_px / WIDTH_PX))
     mpps = [MPP[m] * WIDTH_PX / width_px for m in MAGNIFICATIONS]
     names = list(SUBTYPES)
     for case in range(cases):
         yield Progress("drawing cases", case, cases)
         subtype = names[case % len(names)]
-        _, arrangement, epithelium, white = SUBTYPES[subtype]
-        differs = np.random.default_rng((seed, case, 1)).normal(1, SPREAD, 3)
-        amounts = np.array((epithelium, white, DENSITY)) * differs
-        drawn = tissue_pictures(
-            arrangement,
-            **dict(zip(("epithelium", "white", "density"), amounts, strict=True)),
+        drawn = case_pictures(
+            SUBTYPES[subtype][1:],
             places=sets,
             mpps=mpps,
             size_px=size_px,
@@ -111,11 +100,3 @@ def _path(root: Path, subtype: str, case: int, magnification: int, number: int) 
     folder = group / "SOB" / SUBTYPES[subtype][0] / f"{kind}_14-{slide}"
     name = f"{kind}-14-{slide}-{magnification}-{number:03}.png"
     return folder / f"{magnification}X" / name
-
-
-def write_picture(path: Path, pixels: Pixels) -> None:
-    """Write pixels, uint8 (H, W, 3), as PNG or TIFF, and the folders that it needs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kind = {".png": "PNG", ".tif": "TIFF"}[path.suffix]
-    with write_beside(path) as beside:
-        Image.fromarray(pixels).save(beside, format=kind, compress_level=3)

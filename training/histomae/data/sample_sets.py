@@ -7,23 +7,23 @@ in how the same cells are arranged and in how much of them there is, see
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from histomae.data import bracs
 from histomae.data.classes import BACH_4, BRACS_7
-from histomae.data.sample_breakhis import DENSITY, SPREAD, write_picture
+from histomae.data.sample_tissue import (
+    case_pictures,
+    check_least,
+    new_tree,
+    write_picture,
+)
 from histomae.data.small_sets import BACH_MPP, BACH_PREFIX
-from histomae.errors import ConfigError, DataSetError
 from histomae.events import Event, Progress
-from histomae.slides.sample import tissue_pictures
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 #: Sides of the split, as the slides of a class are dealt.
 DEALT = ("train", "train", "test", "val")
@@ -76,17 +76,21 @@ def sample_bracs(
         If there is such a tree already.
     """
     names = BRACS_7.names
-    _check(cases=(cases, len(names) * len(DEALT)), sets=(sets, 1), seed=(seed, 0))
-    root = _new(folder / "BRACS_RoI")
+    check_least(cases=(cases, len(names) * len(DEALT)), sets=(sets, 1), seed=(seed, 0))
+    root = new_tree(folder / "BRACS_RoI")
     for case in range(cases):
         yield Progress("drawing slides", case, cases)
         label = case % len(names)
         name, side = names[label], DEALT[case // len(names) % len(DEALT)]
         inside = root / "latest_version" / side / f"{label}_{name}"
-        drawn = _drawn(
-            BRACS_LOOKS[name], sets, bracs.MPP, (width_px, width_px), (seed, case)
+        drawn = case_pictures(
+            BRACS_LOOKS[name],
+            places=sets,
+            mpps=(bracs.MPP,),
+            size_px=(width_px, width_px),
+            seed=(seed, case),
         )
-        for number, pixels in enumerate(drawn, start=1):
+        for number, (pixels,) in enumerate(drawn, start=1):
             write_picture(inside / f"BRACS_{1001 + case}_{name}_{number}.png", pixels)
     yield Progress("drawing slides", cases, cases)
     return root
@@ -114,50 +118,19 @@ def sample_bach(
         If there is such a tree already.
     """
     names = BACH_4.names
-    _check(cases=(cases, 2 * len(names)), seed=(seed, 0))
-    root = _new(folder / "ICIAR2018_BACH_Challenge")
+    check_least(cases=(cases, 2 * len(names)), seed=(seed, 0))
+    root = new_tree(folder / "ICIAR2018_BACH_Challenge")
     for case in range(cases):
         yield Progress("drawing photos", case, cases)
         label, number = case % len(names), case // len(names) + 1
-        size_px = width_px, round(width_px * 0.75)
-        (pixels,) = _drawn(BACH_LOOKS[names[label]], 1, BACH_MPP, size_px, (seed, case))
+        ((pixels,),) = case_pictures(
+            BACH_LOOKS[names[label]],
+            places=1,
+            mpps=(BACH_MPP,),
+            size_px=(width_px, round(width_px * 0.75)),
+            seed=(seed, case),
+        )
         inside = root / "Photos" / BACH_FOLDERS[label]
         write_picture(inside / f"{BACH_PREFIX[label]}{number:03}.tif", pixels)
     yield Progress("drawing photos", cases, cases)
-    return root
-
-
-def _drawn(
-    look: tuple[str, float, float],
-    places: int,
-    mpp: float,
-    size_px: tuple[int, int],
-    seed: tuple[int, int],
-) -> Generator[Pixels, None, None]:
-    arrangement, epithelium, white = look
-    differs = np.random.default_rng((*seed, 1)).normal(1, SPREAD, 3)
-    amounts = np.array((epithelium, white, DENSITY)) * differs
-    for (pixels,) in tissue_pictures(
-        arrangement,
-        **dict(zip(("epithelium", "white", "density"), amounts, strict=True)),
-        places=places,
-        mpps=(mpp,),
-        size_px=size_px,
-        seed=seed,
-    ):
-        yield pixels
-
-
-def _check(**values: tuple[int, int]) -> None:
-    """Refuse a number below the least that it may be."""
-    for name, (value, least) in values.items():
-        if value < least:
-            raise ConfigError(
-                name, f"{value} is out of range. Choose at least {least}."
-            )
-
-
-def _new(root: Path) -> Path:
-    if root.exists():
-        raise DataSetError(f"{root} is there already. Choose another folder.")
     return root

@@ -368,7 +368,8 @@ def _all_trials(
                 rule = tiling_for(candidate, exam.tiling)
                 counts = yield from count_tiles(exam.data, rule, candidate.tile_px)
             else:
-                features = yield from _features(exam, candidate)
+                found = yield from _features(exam, candidate)
+                features = found if exam.tiling.votes else found.averaged()
         lesson = Lesson(
             candidate=candidate,
             data=exam.data,
@@ -401,14 +402,15 @@ def _all_trials(
 def _features(
     exam: _Examination, candidate: Candidate
 ) -> Generator[Event, None, Features]:
-    found = yield from compute_features(
-        exam.data,
-        candidate,
-        exam.tiling,
-        exam.out / "features",
-        data_id=exam.asked["data"],
+    return (
+        yield from compute_features(
+            exam.data,
+            candidate,
+            exam.tiling,
+            exam.out / "features",
+            data_id=exam.asked["data"],
+        )
     )
-    return found if exam.tiling.votes else found.averaged()
 
 
 class _Clock:
@@ -456,13 +458,7 @@ def _embedding(exam: _Examination) -> Generator[Event, None, dict[str, Array]]:
     found = {}
     for candidate in exam.candidates:
         if not exam.teacher(candidate).on_pixels:
-            features = yield from compute_features(
-                exam.data,
-                candidate,
-                exam.tiling,
-                exam.out / "features",
-                data_id=exam.asked["data"],
-            )
+            features = yield from _features(exam, candidate)
             found[candidate.name] = features.averaged().values
     return found
 

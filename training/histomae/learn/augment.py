@@ -41,6 +41,8 @@ SYMMETRIES: Doubles = np.array(
 )
 #: As it is, and left for right: all that leaves shadows below what casts them.
 MIRRORED: Doubles = SYMMETRIES[[0, 4]]
+#: By the setting ``flips``.
+FLIPS = {"all": SYMMETRIES, "horizontal": MIRRORED}
 #: The product with the axis of greys, (1, 1, 1), as a matrix.
 CROSS = ((0.0, -1.0, 1.0), (1.0, 0.0, -1.0), (-1.0, 1.0, 0.0))
 #: Regions whose crops are shuffled together: a shuffle buffer, in reading order.

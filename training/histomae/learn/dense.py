@@ -14,7 +14,7 @@ from histomae.config import PretrainConfig
 from histomae.errors import ConfigError, NotEnoughDataError
 from histomae.events import Progress
 from histomae.infer.dense import DenseReader, tile_corners
-from histomae.learn.augment import MIRRORED, SYMMETRIES, view_affines, views
+from histomae.learn.augment import FLIPS, view_affines, views
 from histomae.learn.loop import BETAS, Plan, fit
 from histomae.learn.methods import Objective, Setting, Task
 from histomae.learn.processes import join
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-FLIPS = {"all": SYMMETRIES, "horizontal": MIRRORED}
 #: Depths count as much as classes.
 DEPTH_WEIGHT = 2.0
 #: The class of pixels that teach nothing.

@@ -21,8 +21,7 @@ from histomae.config import PretrainConfig
 from histomae.errors import ConfigError, NotEnoughDataError
 from histomae.events import Heartbeat, Step
 from histomae.learn.augment import (
-    MIRRORED,
-    SYMMETRIES,
+    FLIPS,
     Stream,
     uniforms,
     view_affines,
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
-FLIPS = {"all": SYMMETRIES, "horizontal": MIRRORED}
 
 
 @dataclass(frozen=True, kw_only=True)

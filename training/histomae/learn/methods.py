@@ -15,8 +15,7 @@ import torch
 from histomae.infer.reconstruct import reconstruct_tiles
 from histomae.learn import pama
 from histomae.learn.augment import (
-    MIRRORED,
-    SYMMETRIES,
+    FLIPS,
     Stream,
     mask_noise,
     view_affines,
@@ -219,7 +218,7 @@ def _mae_inputs(batch: Batch, setting: Setting) -> Inputs:
             batch.epoch,
             batch.indices,
             scale_min=config.crop_scale_min,
-            symmetries=SYMMETRIES if config.flips == "all" else MIRRORED,
+            symmetries=FLIPS[config.flips],
         )
     images = views(
         batch.pictures,
