@@ -142,6 +142,16 @@ class TestBracs:
         with pytest.raises(DataSetError, match="is a whole slide"):
             data.read(data.pictures[0])
 
+    def test_a_patient_on_two_official_sides_is_told(self, rois):
+        assert "more than one side" not in told(opened(rois))
+        (rois / "BRACS.csv").write_text(
+            "WSI Filename,Patient Id,RoI ,WSI label,Set\n"
+            "BRACS_1,67,1,N,Training\nBRACS_2,9,1,IC,Training\n"
+            "BRACS_3,67,1,ADH,Validation\nBRACS_4,8,1,DCIS,Testing\n"
+        )
+        note = "patient 67 is on more than one side of the split that comes with"
+        assert note in told(opened(rois))
+
     def test_a_workbook_of_something_else_is_refused(self, rois):
         (rois / "BRACS.csv").write_text("a,b\n1,2\n")
         with pytest.raises(LabelError, match="no sheet with the columns"):

@@ -104,10 +104,12 @@ class Kind:
 
 
 def _doubts(data: LabelledSet) -> list[str]:
-    """Say which classes have no picture, or one patient only."""
+    """Say which classes have no picture, or one patient only, and who is torn apart."""
     patients: dict[int, set[str]] = defaultdict(set)
+    sides: dict[str, set[str]] = defaultdict(set)
     for picture in data.pictures:
         patients[picture.label].add(picture.patient)
+        sides[picture.patient].add(picture.side)
     names = data.classes.names
     absent = [name for label, name in enumerate(names) if label not in patients]
     alone = [names[label] for label in sorted(patients) if len(patients[label]) == 1]
@@ -118,6 +120,12 @@ def _doubts(data: LabelledSet) -> list[str]:
         notes.append(
             f"{some_have(alone)} one patient only, and cannot be both learned and "
             "tested."
+        )
+    torn = sorted(patient for patient, found in sides.items() if len(found - {""}) > 1)
+    if torn:
+        notes.append(
+            f"{some_are(torn)} on more than one side of the split that comes with the "
+            "data. Split by patient ('--split patients') if that must not be."
         )
     return notes
 
