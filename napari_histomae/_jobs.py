@@ -10,13 +10,15 @@ that this module is for:
 - Quitting a worker leaves its generator open, with its files and memory. Here it is
   closed in its own thread before ``on_cancelled`` is called.
 - A thread that is alive when the interpreter leaves aborts it. Here jobs are cancelled
-  and joined when their window closes.
+  and joined when their window closes; and the program waits for those that are slow to
+  hear it.
 - Thousands of events at once would freeze the window: they are handed over in slices of
   a few milliseconds.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
@@ -43,6 +45,8 @@ logger = logging.getLogger(__name__)
 SLICE_S = 0.010
 #: How long a closing window waits for its jobs, s.
 JOIN_S = 5.0
+#: How long the program waits for those that did not stop by then, s.
+LEAVE_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -360,6 +364,12 @@ class _Keeper(QObject):
 
 
 _keepers: dict[int, _Keeper] = {}
+
+
+@atexit.register
+def _wait_for_threads() -> None:
+    """Let the last threads end, after the windows are gone."""
+    QThreadPool.globalInstance().waitForDone(round(LEAVE_S * 1000))
 
 
 def _window_of(widget: QWidget) -> QWidget:

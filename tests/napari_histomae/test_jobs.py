@@ -1,5 +1,8 @@
 """Long work in a thread: what it says arrives, and it always ends."""
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -209,6 +212,38 @@ def test_a_viewer_that_closes_ends_its_jobs(make_napari_viewer, heard, qtbot):
     viewer.close()
     assert not job.running
     assert closed
+
+
+DEAF = """
+import time
+from qtpy.QtCore import QTimer
+from qtpy.QtWidgets import QApplication, QMainWindow
+from napari_histomae import _jobs
+
+def deaf():
+    begin = time.monotonic()
+    while time.monotonic() - begin < 1:
+        sum(range(10_000))  # in Python, where a thread would be cut off
+    yield
+
+_jobs.JOIN_S = 0.1
+app = QApplication([])
+window = QMainWindow()
+window.show()
+_jobs.start_job(window, deaf, name="deaf")
+QTimer.singleShot(100, window.close)
+app.exec()
+"""
+
+
+def test_a_program_that_leaves_waits_for_what_does_not_hear():
+    """Else the interpreter would be torn down beneath the thread: a crash."""
+    done = subprocess.run(
+        [sys.executable, "-c", DEAF],
+        env={**os.environ, "QT_QPA_PLATFORM": "offscreen"},
+        check=False,
+    )
+    assert done.returncode == 0
 
 
 class OutOfMemoryError(RuntimeError):
