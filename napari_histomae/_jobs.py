@@ -221,6 +221,10 @@ class Job(QObject):
         if self._bar.total != event.total:
             self._bar.reset(total=event.total)
         self._bar.update(event.done - self._bar.n)
+        # napari turns a wheel while there is a bar, and draws the whole window for each
+        # of its thirty pictures a second: not over the hours of training that follow.
+        if 0 < event.total <= event.done:
+            self._close_bar()
 
     def _close_bar(self) -> None:
         if self._bar is not None:

@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from napari.utils import progress
 from qtpy.QtWidgets import QMainWindow, QWidget
 
 from histomae.errors import SlideError
@@ -77,6 +78,29 @@ def test_events_arrive_in_order_on_the_windows_thread(window, heard, qtbot):
     assert heard.threads == {threading.main_thread()}
     assert not job.running
     assert running_jobs() == []
+
+
+def test_the_activity_bar_is_there_as_long_as_something_is_counted(
+    window, heard, qtbot
+):
+    go_on = threading.Event()
+
+    def work():
+        yield Progress("finding tissue", 1, 2)
+        go_on.wait(10)
+        yield Progress("finding tissue", 2, 2)
+        yield from forever()  # a training is followed so, for hours
+
+    def bars():
+        return [bar.desc for bar in progress._all_instances]
+
+    job = start(window, work, heard)
+    qtbot.waitUntil(lambda: bars() == ["a test"], timeout=5000)
+    go_on.set()
+    qtbot.waitUntil(lambda: not bars(), timeout=5000)
+    assert job.running
+    job.cancel()
+    qtbot.waitUntil(lambda: bool(heard.ends), timeout=5000)
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, SlideError])
