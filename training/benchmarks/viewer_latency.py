@@ -77,7 +77,8 @@ class Screen:
         canvas = self.viewer.window._qt_viewer.canvas
         self._began = self._shown = self._changed = 0.0
         canvas._scene_canvas.events.draw.connect(self._on_draw, position="first")
-        canvas.native.frameSwapped.connect(self._on_shown)
+        self._swapped = canvas.native.frameSwapped
+        self._swapped.connect(self._on_shown)
         settle()
 
     def _on_draw(self, _event: Any) -> None:
@@ -104,7 +105,7 @@ class Screen:
         ):
             if time.perf_counter() > until:
                 raise FellShortError(f"{layer.name} was not drawn in {PATIENCE_S:g} s")
-            process_events(0.05)
+            process_events(0.05, self._swapped)
         layer.events.set_data.disconnect(self._on_changed)
         return self._shown - started
 
@@ -115,13 +116,19 @@ class Screen:
         self.viewer.close()
 
 
-def process_events(most_s: float) -> None:
-    """Let the window live until something happens, or the time is over."""
+def process_events(most_s: float, *signals: Any) -> None:
+    """Let the window live until a signal comes, or the time is over.
+
+    Its loop runs, as it does for a person: otherwise Qt keeps what napari throws away,
+    and the wheel that napari turns while it opens a file would turn for ever.
+    """
     from qtpy.QtCore import QEventLoop, QTimer
 
     loop = QEventLoop()
+    for signal in signals:
+        signal.connect(loop.quit)
     QTimer.singleShot(round(most_s * 1000), loop.quit)
-    loop.processEvents(QEventLoop.ProcessEventsFlag.WaitForMoreEvents)
+    loop.exec_() if hasattr(loop, "exec_") else loop.exec()
 
 
 def settle(seconds: float = 0.3) -> None:
