@@ -69,6 +69,12 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
                 layers += _read_slide(one)
             except SlideError as error:
                 show_error(str(error))
+    if layers:
+        import napari
+
+        from napari_histomae._early_reading import read_before_drawing
+
+        read_before_drawing(napari.current_viewer())
     return layers or NOTHING
 
 

@@ -16,6 +16,7 @@ from psygnal import Signal
 from histomae.errors import SlideError
 from histomae.files import home
 from napari_histomae import _layers
+from napari_histomae._early_reading import read_before_drawing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -68,6 +69,7 @@ class Session:
         self._encoders: dict[tuple[str, int, int], TileEncoder] = {}
         self._probe: Probe | None = None
         self._probe_path: Path | None = None
+        read_before_drawing(viewer)
         viewer.layers.events.inserted.connect(self._on_layers_changed)
         viewer.layers.events.removed.connect(self._on_layers_changed)
         viewer.layers.selection.events.active.connect(self._on_active_changed)
