@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -100,6 +101,21 @@ def test_the_process_is_on_its_own_and_makes_way(run):
         assert os.getsid(process.pid) == process.pid != os.getsid(0)
         mine = psutil.Process().nice()
         assert psutil.Process(process.pid).nice() == min(mine + 5, 19)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/autogroup").exists(), reason="sessions have no share here"
+)
+def test_its_session_makes_way_too(run):
+    def share(pid):
+        return int(Path(f"/proc/{pid}/autogroup").read_text().rpartition("nice")[2])
+
+    process = trainer(run, 500)
+    try:
+        assert share(process.pid) == min(share("self") + 5, 19)
     finally:
         process.kill()
         process.wait()

@@ -73,12 +73,7 @@ def start(
             env=_environment(),
             **_own_session(),
         )
-    with suppress(psutil.Error):
-        if os.name == "nt":
-            psutil.Process(process.pid).nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
-        else:
-            niceness = min(psutil.Process().nice() + NICENESS, 19)
-            psutil.Process(process.pid).nice(niceness)
+    _lower_priority(process.pid)
     return process
 
 
@@ -177,6 +172,21 @@ def _environment() -> dict[str, str]:
         paths = [str(root), os.environ.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     return environment
+
+
+def _lower_priority(pid: int) -> None:
+    """Give a process in a session of its own less than the viewer's share of time."""
+    with suppress(psutil.Error):
+        if os.name == "nt":
+            psutil.Process(pid).nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+        else:
+            psutil.Process(pid).nice(min(psutil.Process().nice() + NICENESS, 19))
+    # Linux shares time between sessions first, and there only this number counts:
+    # niceness is among the processes of one session. See sched(7), "autogroup".
+    with suppress(OSError, ValueError):
+        mine = Path("/proc/self/autogroup").read_text("ascii").rpartition("nice")[2]
+        lower = min(int(mine) + NICENESS, 19)
+        Path(f"/proc/{pid}/autogroup").write_text(str(lower), "ascii")
 
 
 def _own_session() -> dict[str, Any]:
