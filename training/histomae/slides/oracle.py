@@ -269,8 +269,11 @@ class Oracle:
         if directory is None or self.vendor not in PLAIN_FORMATS:
             return 0, 0, wide, high
         cols, rows = directory.tiles
-        stored = np.flatnonzero(directory.counts[: cols * rows])
-        if len(stored) in (0, cols * rows):
+        counts = directory.counts[: cols * rows]
+        if len(counts) == cols * rows and counts.all():
+            return 0, 0, wide, high
+        stored = np.flatnonzero(counts)
+        if not len(stored):
             return 0, 0, wide, high
         (x, y), (tile_w, tile_h) = divmod(stored, cols)[::-1], directory.tile_px
         return (

@@ -221,7 +221,7 @@ class _Tiff:
         read = self._read(entry.place, entry.count * kind.itemsize)
         if len(read) < entry.count * kind.itemsize:
             return np.empty(0, np.uint64)
-        return np.frombuffer(read, kind).astype(np.uint64)
+        return np.frombuffer(read, kind).astype(np.uint64, copy=False)
 
     def blob(self, entry: _Entry | None) -> bytes:
         """Return an entry's bytes; none if it has no, or not all of them are there."""
