@@ -776,7 +776,8 @@ class Judge:
             checkpoint = load_slide_checkpoint(_checkpoint(self.encoder))
             check_alike(list(bags.values()), checkpoint.header.features)
             pama = slide_encoder_from(checkpoint).to(pick_device(self.device))
-            seen = [slide for slide in bags if checkpoint.header.has_seen(slide)]
+            slides = {bag.slide for bag in bags.values()}
+            seen = sorted(one for one in slides if checkpoint.header.has_seen(one))
         settings = SlideFit(epochs=self.epochs, warmup_epochs=self.epochs / 10)
         compared = classifiers(pama, replace(settings, device=self.device))
         if not self.fine_tune:

@@ -1,5 +1,7 @@
 """Tests of histomae.data.slide_labels."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -106,10 +108,15 @@ def test_one_class_is_too_few(table, lines, found):
         read_slide_labels(table(*lines))
 
 
+def slides(*names):
+    """Return whole slides, as they are looked for in a table."""
+    return [SimpleNamespace(name=name, slide=name) for name in names]
+
+
 class TestAmong:
     def test_slides_are_found_with_and_without_their_suffix(self, table):
         lines = ("slide,patient,label", "a.svs,p,x", "b,q,y", "c.svs,r,y", "d,s,x")
-        found = read_slide_labels(table(*lines)).among(["b", "a", "c.svs"])
+        found = read_slide_labels(table(*lines)).among(slides("b", "a", "c.svs"))
         assert found.slides == ("a", "b", "c.svs")
         assert found.patients == ("p", "q", "r")
         np.testing.assert_array_equal(found.labels, [0, 1, 1])
@@ -117,14 +124,14 @@ class TestAmong:
 
     def test_the_split_goes_along(self, table):
         lines = ("slide,patient,label,split", "a,p,x,train", "b,q,y,test", "c,r,y,test")
-        found = read_slide_labels(table(*lines)).among("ac")
+        found = read_slide_labels(table(*lines)).among(slides("a", "c"))
         np.testing.assert_array_equal(found.is_test, [False, True])
 
     def test_two_rows_of_one_slide_are_refused(self, table):
         labels = read_slide_labels(table(*PLAIN, "a.svs,r,malignant"))
         with pytest.raises(LabelError, match="2 rows of the labels name the slide a"):
-            labels.among("abc")
+            labels.among(slides("a", "b", "c"))
 
     def test_too_few_left(self, table):
         with pytest.raises(NotEnoughDataError, match="benign"):
-            read_slide_labels(table(*PLAIN)).among("ac")
+            read_slide_labels(table(*PLAIN)).among(slides("a", "c"))

@@ -23,6 +23,7 @@ from histomae.evaluate.slides import (
     score_slides,
 )
 from histomae.events import Note, Progress, result_of
+from histomae.exchange.features import read_features, write_features
 from histomae.learn.slide_classes import SlideFit
 from histomae.models.feature_spec import FeatureSpec
 from histomae.models.pama import Pama, PamaSpec
@@ -111,6 +112,49 @@ def test_the_split_of_the_table_is_kept(bags, labels):
     assert scores["all"].slides == 4
 
 
+def test_regions_of_a_slide_are_bags_and_stay_on_one_side(bags, labels):
+    regions = {
+        one.name: one
+        for each in bags.values()
+        for region in ("a", "b")
+        for one in [replace(each, region=region)]
+    }
+    named = {"s3 · b": 1 - labels.labels[3]}  # a region of another class than its slide
+    more = SlideLabels(
+        (*labels.slides, *named),
+        (*labels.patients, "p1"),
+        np.array([*labels.labels, *named.values()]),
+        labels.class_names,
+    )
+    sides = []
+
+    def watch(given):
+        sides.append(given)
+        yield Note("at work")
+        return np.eye(2)[np.zeros(len(given.test), int)]
+
+    seen = ["s0", "s3"]
+    scores, notes, _ = judged(
+        regions, more, {"all": watch}, folds=3, pretrained_on=seen
+    )
+    assert (scores["all"].bags, scores["all"].slides) == (24, 12)
+    assert scores["all"].patients == 6
+    assert lines(scores)[0] == "24 bags of 12 slides of 6 patients"
+    assert notes[0].startswith("PAMA was pretrained on 2 of the 12 slides")
+    patient = dict(zip(labels.slides, labels.patients, strict=True))
+    tested = []
+    for given in sides:
+        both = [
+            {patient[bag.slide] for bag in each} for each in (given.train, given.test)
+        ]
+        assert not both[0] & both[1]
+        tested += [bag.name for bag in given.test]
+        for one, label in zip(given.train, given.labels, strict=True):
+            own = labels.labels[labels.slides.index(one.slide)]
+            assert label == named.get(one.name, own)
+    assert sorted(tested) == sorted(regions)
+
+
 def test_slides_that_were_seen_are_told(bags, labels):
     watcher, is_test = Watcher(labels), np.arange(12) >= 8
     split = replace(labels, is_test=is_test)
@@ -129,7 +173,7 @@ def test_a_class_of_one_patient_is_learned_from_and_not_judged(bags, labels):
     watcher = Watcher(more)
     scores, notes, _ = judged(bags, more, {"all": watcher}, folds=2)
     assert scores["all"].slides == 10
-    assert notes[0].startswith("2 slides are of classes with one patient only")
+    assert notes[0].startswith("2 bags are of classes with one patient only")
     assert all({"s10", "s11"} <= names(sides.train) for sides in watcher.sides)
 
 
@@ -235,14 +279,30 @@ class TestCohort:
         assert labels.slides == ("s0", "s2")
         assert labels.notes == ("s9 has a label and no features, and is left out.",)
         notes = [event.text for event in said if isinstance(event, Note)]
-        assert notes == ["2 slides have features and no label: left out."]
+        assert notes == ["2 bags have features and no label: left out."]
+
+    def test_regions_of_one_slide_are_no_doubles(self, folder):
+        for region in ("tumour", "margin"):
+            found = read_features(folder / "s1.h5")
+            header = replace(found.header, region=region)
+            write_features(folder / f"s1.{region}.h5", replace(found, header=header))
+        (folder / "s1.h5").unlink()
+        table = self.table(folder, "s0,a,x", "s1.svs,b,y", "s1.svs · margin,b,x")
+        bags, labels = result_of(read_cohort([folder], table))
+        assert set(bags) == {"s0", "s1 · tumour", "s1 · margin"}
+        told = dict(zip(labels.slides, labels.labels.tolist(), strict=True))
+        assert told == {"s0": 0, "s1 · tumour": 1, "s1 · margin": 0}
+        assert labels.patients == ("a", "b", "b")
+        (folder / "again.h5").write_bytes((folder / "s1.margin.h5").read_bytes())
+        with pytest.raises(FeatureError, match="are both of s1 · margin"):
+            result_of(read_cohort([folder], table))
 
     def test_what_does_not_fit_is_refused(self, folder, make_features, tmp_path):
         with pytest.raises(LabelError, match="names x and others, none of which"):
             result_of(read_cohort([folder], self.table(folder, "x,a,x", "y,b,y")))
         table = self.table(folder, "s0,a,x", "s1,b,y")
         twice = make_features(tmp_path / "more" / "s1.h5", tiles=12)
-        with pytest.raises(FeatureError, match="are both of the slide s1"):
+        with pytest.raises(FeatureError, match="are both of s1"):
             result_of(read_cohort([folder, twice], table))
         (folder / "s1.h5").write_bytes((folder / "s1.h5").read_bytes()[:900])
         with pytest.raises(FeatureError, match="s1"):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histomae.data.slide_labels import SEPARATOR
 from histomae.errors import FeatureError, NotEnoughDataError
 from histomae.models.anchors import BITS
 
@@ -59,7 +60,7 @@ class Bag:
     @property
     def name(self) -> str:
         """What it is called: its slide, and its region."""
-        return f"{self.slide} · {self.region}" if self.region else self.slide
+        return f"{self.slide}{SEPARATOR}{self.region}" if self.region else self.slide
 
     def _what_is_wrong(self) -> str:
         """Return why this is no bag, and what to do; empty if it is one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -22,9 +22,25 @@ Array = np.ndarray[Any, Any]
 SIDES = ("train", "test")
 
 
+#: Between a slide and its region.
+SEPARATOR = " · "
+
+
+class Named(Protocol):
+    """What may have a label: a slide, or a region of one."""
+
+    @property
+    def slide(self) -> str:
+        """Name of the slide."""
+
+    @property
+    def name(self) -> str:
+        """What it is called itself."""
+
+
 @dataclass(frozen=True, eq=False)
 class SlideLabels:
-    """Slides with their patients and classes, M rows.
+    """Slides, or regions of slides, with their patients and classes, M rows.
 
     Raises
     ------
@@ -64,28 +80,44 @@ class SlideLabels:
         """A number for each slide's patient, int64 (M,)."""
         return np.unique(np.array(self.patients), return_inverse=True)[1]
 
-    def among(self, names: Iterable[str]) -> SlideLabels:
-        """Return the rows of slides that are there; the others are told in a note.
+    def has(self, bag: Named) -> bool:
+        """Return whether a row names a bag, or its slide."""
+        there = {bag.name, bag.slide}
+        return any(_known(told, there) is not None for told in self.slides)
 
-        A row may name the slide's file, with its suffix.
+    def among(self, bags: Iterable[Named]) -> SlideLabels:
+        """Return a row for each bag that has a label; rows without one are in a note.
+
+        A row names a region (``slide · region``), or a slide for all of its regions,
+        with or without the suffix of its file. The rows are in the order of the table,
+        and are named as the bags.
 
         Raises
         ------
         LabelError
-            If two rows name one slide.
+            If two rows name one slide, or one region.
         NotEnoughDataError
             If fewer than two classes are left.
         """
-        there = {str(name) for name in names}
-        found = [_known(slide, there) for slide in self.slides]
-        for name, times in Counter(name for name in found if name is not None).items():
+        bags = list(bags)
+        there = {told for bag in bags for told in (bag.name, bag.slide)}
+        known = [_known(told, there) for told in self.slides]
+        for name, times in Counter(name for name in known if name is not None).items():
             if times > 1:
                 raise LabelError(
                     f"{times} rows of the labels name the slide {name}, with and "
                     "without its file's suffix. Leave one row for each slide."
                 )
-        kept = np.array([name is not None for name in found], bool)
-        missing = [s for s, k in zip(self.slides, kept, strict=True) if not k]
+        row_of = {name: row for row, name in enumerate(known)}
+        found = [row_of.get(bag.name, row_of.get(bag.slide)) for bag in bags]
+        labelled = [
+            (row, bag.name)
+            for row, bag in zip(found, bags, strict=True)
+            if row is not None
+        ]
+        labelled.sort(key=lambda each: each[0])  # the bags of a row keep their order
+        rows = np.array([row for row, _ in labelled], np.int64)
+        missing = [s for row, s in enumerate(self.slides) if row not in found]
         notes = self.notes
         if missing:
             notes += (
@@ -93,17 +125,20 @@ class SlideLabels:
                 f"{is_or_are(missing)} left out.",
             )
         return SlideLabels(
-            tuple(name for name in found if name is not None),
-            tuple(p for p, k in zip(self.patients, kept, strict=True) if k),
-            self.labels[kept],
+            tuple(name for _, name in labelled),
+            tuple(self.patients[row] for row in rows),
+            self.labels[rows],
             self.class_names,
-            None if self.is_test is None else self.is_test[kept],
+            None if self.is_test is None else self.is_test[rows],
             notes,
         )
 
 
-def _known(slide: str, there: set[str]) -> str | None:
-    return next((one for one in (slide, Path(slide).stem) if one in there), None)
+def _known(told: str, there: set[str]) -> str | None:
+    """Return what a row names: as it is, or without the suffix of a slide's file."""
+    slide, dot, region = told.partition(SEPARATOR)
+    without = f"{Path(slide).stem}{dot}{region}"
+    return next((one for one in (told, without) if one in there), None)
 
 
 def read_slide_labels(path: str | os.PathLike[str]) -> SlideLabels:

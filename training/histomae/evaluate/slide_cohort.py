@@ -40,31 +40,28 @@ def read_cohort(
 
     Returns
     -------
-    Bags by the names of their slides, and the labels of these.
+    Bags by their names, those of regions too, and the labels of these.
 
     Raises
     ------
     LabelError
         If the table is damaged, or names no slide that has features.
     FeatureError
-        If a file is damaged, or two are of one slide.
+        If a file is damaged, or two are of one slide or of one region.
     NotEnoughDataError
         If fewer than two classes have a slide with features.
     """
     labels, files = read_slide_labels(table), find_features(paths)
-    wanted = {*labels.slides, *(Path(slide).stem for slide in labels.slides)}
     bags: dict[str, Bag] = {}
     source: dict[str, Path] = {}
     for done, path in enumerate(files):
         yield Progress(READING, done, len(files))
         bag = read_bag(path)
-        other = source.setdefault(bag.slide, path)
+        other = source.setdefault(bag.name, path)
         if other != path:
-            raise FeatureError(
-                f"{other} and {path} are both of the slide {bag.slide}. Give one."
-            )
-        if bag.slide in wanted:
-            bags[bag.slide] = bag
+            raise FeatureError(f"{other} and {path} are both of {bag.name}. Give one.")
+        if labels.has(bag):
+            bags[bag.name] = bag
     yield Progress(READING, len(files), len(files))
     if not bags:
         raise LabelError(
@@ -72,10 +69,12 @@ def read_cohort(
             f"has features; {next(iter(source))} and others have. Write the slides' "
             "names as in the feature files."
         )
+    labels = labels.among(bags.values())
+    bags = {name: bags[name] for name in labels.slides}
     if unlabelled := len(source) - len(bags):
-        has = "slide has" if unlabelled == 1 else "slides have"
+        has = "bag has" if unlabelled == 1 else "bags have"
         yield Note(f"{unlabelled} {has} features and no label: left out.")
-    return bags, labels.among(bags)
+    return bags, labels
 
 
 def write_scores(
@@ -104,6 +103,7 @@ def write_scores(
 
 def _as_row(score: SlideScore) -> dict[str, Any]:
     return {
+        "bags": score.bags,
         "slides": score.slides,
         "patients": score.patients,
         "accuracy": _as_numbers(score.accuracy),

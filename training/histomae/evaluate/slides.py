@@ -34,7 +34,7 @@ from histomae.learn.slide_classes import SlideFit, fit_slides
 from histomae.models.slide_classifier import AttentionMil, SlideClassifier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Mapping
+    from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 
     from histomae.data.bags import Bag
     from histomae.data.slide_labels import SlideLabels
@@ -97,21 +97,29 @@ class SlideScore:
     macro_f1: Measure
     auc: Measure
     confusion: Array
+    bags: int
     slides: int
     patients: int
 
 
 def score_slides(
-    labels: Array, probabilities: Array, groups: Array, *, seed: int = 0
+    labels: Array,
+    probabilities: Array,
+    groups: Array,
+    *,
+    slides: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> SlideScore:
     """Score predictions.
 
     Parameters
     ----------
     labels, groups
-        int (M,): class and patient of each slide.
+        int (M,): class and patient of each bag.
     probabilities
         float (M, K).
+    slides
+        The slide of each bag; None: each is one.
     """
     kinds, predicted = probabilities.shape[1], probabilities.argmax(1)
     confusion = confusion_matrix(labels, predicted, num_classes=kinds)
@@ -132,6 +140,7 @@ def score_slides(
         ),
         confusion,
         len(labels),
+        len(labels) if slides is None else len(set(slides)),
         len(np.unique(groups)),
     )
 
@@ -230,7 +239,8 @@ def judge_slides(
     Parameters
     ----------
     bags
-        By the names of the slides; labelled slides without a bag are left out.
+        By their names; labelled slides without a bag are left out. Regions of a slide
+        are bags of their own, and of one patient.
     compared
         From :func:`classifiers`.
     pretrained_on
@@ -250,18 +260,18 @@ def judge_slides(
     LabelError
         If a patient is on both sides.
     """
-    labels = labels.among(bags)
+    labels = labels.among(bags.values())
     for note in labels.notes:
         yield Note(note)
     rows = [bags[name] for name in labels.slides]
     check_alike(rows)
     splits = _splits(labels, folds=folds, seed=seed)
     tested = np.sort(np.concatenate([test for _, test in splits]))
-    if note := _seen_before(labels, tested, pretrained_on):
+    if note := _seen_before([rows[i].slide for i in tested], pretrained_on):
         yield Note(note)
     if labels.is_test is None and len(tested) < len(labels):
         yield Note(
-            f"{len(labels) - len(tested)} slides are of classes with one patient only: "
+            f"{len(labels) - len(tested)} bags are of classes with one patient only: "
             "they are learned from, and cannot be judged."
         )
     found = {name: np.full((len(rows), _kinds(labels)), np.nan) for name in compared}
@@ -281,7 +291,11 @@ def judge_slides(
             found[name][test] = yield from classifier(sides)
     return {
         name: score_slides(
-            labels.labels[tested], each[tested], labels.groups[tested], seed=seed
+            labels.labels[tested],
+            each[tested],
+            labels.groups[tested],
+            slides=[rows[i].slide for i in tested],
+            seed=seed,
         )
         for name, each in found.items()
     }
@@ -316,15 +330,14 @@ def _splits(
     return splits
 
 
-def _seen_before(
-    labels: SlideLabels, tested: Array, pretrained_on: Collection[str]
-) -> str:
+def _seen_before(tested: Sequence[str], pretrained_on: Collection[str]) -> str:
     """Tell how many slides to be judged were pretrained on; empty for none."""
-    seen = sum(labels.slides[i] in pretrained_on for i in tested)
+    slides = set(tested)
+    seen = len(slides & set(pretrained_on))
     if not seen:
         return ""
     return (
-        f"PAMA was pretrained on {seen} of the {len(tested)} slides it is judged on, "
+        f"PAMA was pretrained on {seen} of the {len(slides)} slides it is judged on, "
         "without their labels: on new slides it may do a little worse."
     )
 
@@ -340,7 +353,8 @@ def lines(scores: Mapping[str, SlideScore]) -> list[str]:
         for name, score in scores.items()
     ]
     one = next(iter(scores.values()))
-    told = [f"{one.slides} slides of {one.patients} patients", *table]
+    regions = f"{one.bags} bags of " if one.bags > one.slides else ""
+    told = [f"{regions}{one.slides} slides of {one.patients} patients", *table]
     with_places = CLASS_TOKEN, ANCHORS, FINE_TUNED
     placed = [scores[name].auc for name in with_places if name in scores]
     others = [scores[name].auc.value for name in (MEAN, MIL) if name in scores]
