@@ -27,15 +27,16 @@ from histomae.errors import HistomaeError
 from histomae.evaluate.report import figure_words, leak_stamp, spread_words
 from histomae.evaluate.report_plots import (
     COLOURINGS,
+    along_words,
     name_groups,
     plot_calibration,
     plot_confusion,
-    plot_label_curve,
+    plot_curve,
     plot_map,
     plot_roc,
     plot_scores,
 )
-from histomae.evaluate.scores import ECE, MAIN
+from histomae.evaluate.scores import ECE, FRACTION, MAIN
 from histomae.evaluate.summary import setting_words
 from napari_histomae import _layers, _results
 from napari_histomae._jobs import Job, start_job
@@ -330,7 +331,7 @@ class ResultsDock(LookingDock):
         known = []
         if summary is not None:
             known = [SCORES, CONFUSION, ROC, CALIBRATION]
-            known += [LABELS] if len(summary.label_curve(summary.ours)) > 1 else []
+            known += [_curve_name(along) for along in summary.along]
             known += [MAP] if summary.maps else []
         elif self._tiles is not None:
             known = [MAP]
@@ -401,7 +402,8 @@ class ResultsDock(LookingDock):
                 lambda axes, ink: plot_calibration(axes, score.calibration, ink)
             )
         else:
-            self.plot.show_plot(lambda axes, ink: plot_label_curve(axes, summary, ink))
+            along = next(one for one in summary.along if _curve_name(one) == kind)
+            self.plot.show_plot(lambda axes, ink: plot_curve(axes, summary, ink, along))
         if summary is not None and summary.mistakes and not self.point_label.text():
             self.point_label.setText(
                 f"{count(len(summary.mistakes), 'sure mistake')}: see each with the "
@@ -580,6 +582,11 @@ def _verdict(summary: Summary) -> str:
     reached, *beside = summary.verdict
     unbeaten = [line for line in beside if not line.startswith("It beats")]
     return " ".join([reached, *(unbeaten or ["It beats all that stand beside it."])])
+
+
+def _curve_name(along: str) -> str:
+    """Return what a curve is called among the plots."""
+    return LABELS if along == FRACTION else f"By {along_words(along)}"
 
 
 def _table() -> QTableWidget:

@@ -14,6 +14,7 @@ from PIL import Image
 from histomae import cli
 from histomae.evaluate import examine
 from histomae.evaluate.trial_files import load_evaluation
+from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import CheckpointHeader, save_checkpoint
 from histomae.models.encoders import build
 from histomae.models.vit import EncoderSpec
@@ -113,6 +114,54 @@ def test_a_table_of_pictures_becomes_a_table_of_scores(table, encoder, tmp_path)
     assert again.out == said.out
 
 
+RECIPE = """
+encoder = "vit_micro"
+tile_px = 32
+patch_size = 8
+decoder_dim = 16
+decoder_depth = 1
+decoder_heads = 2
+epochs = 1
+warmup_epochs = 0
+batch_size = 8
+device = "cpu"
+precision = "f32"
+threads = 1
+"""
+
+
+def test_one_command_pretrains_for_each_value_and_examines_them(
+    table, encoder, tmp_path
+):
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    out = tmp_path / "out"
+    arguments = (
+        *("evaluate", "knn", "--data", table, "--encoder", encoder, "--out", out),
+        *("--pretrain", table.parent, "--recipe", tmp_path / "recipe.toml", *BARE),
+        *("--vary", "mask_ratio=0.5,0.75", "decoder_depth=2"),
+    )
+    said = histomae(*arguments)
+    assert said.code == 0, said.err
+    runs = sorted((out / "pretrained").iterdir())
+    assert [run.name for run in runs] == ["mask_ratio-0.5", "mask_ratio-0.75"]
+    assert all(RunFolder(run).config().decoder_depth == 2 for run in runs)
+    rows = [line.split("  ")[0] for line in said.out.splitlines()]
+    assert rows[1:6] == [
+        *("encoder mask_ratio 0.5", "encoder mask_ratio 0.75", "small"),
+        *("untrained 1", "untrained 2"),
+    ]
+    # All that is tested on was pretrained on, by both in the same way.
+    evaluation = load_evaluation(out)
+    both = "pretraining of encoder mask_ratio 0.5, encoder mask_ratio 0.75"
+    assert any(f"files in {both} and test" in leak for leak in evaluation.leaks)
+    assert "the pretraining of small" in evaluation.not_looked_for
+    page = (out / "report.html").read_text("utf-8")
+    assert "Balanced accuracy by mask ratio" in page
+    again = histomae(*arguments)
+    assert "2 of 2 pretrainings were done before and are kept." in again.err
+    assert again.out == said.out
+
+
 def test_ctrl_c_keeps_finished_trials(table, encoder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     saved = []
@@ -142,7 +191,9 @@ def test_ctrl_c_keeps_finished_trials(table, encoder, tmp_path, monkeypatch):
         ("linea", (), "Choose linear, knn"),
         ("transfer", (), "the data set to test on"),
         ("linear", ("--test-data", "here"), "Choose transfer"),
-        ("mask-ratio", (), "different mask ratios"),
+        ("mask-ratio", (), "different mask_ratio, and these have 0.75"),
+        ("linear", ("--vary", "masks"), "masks: is no setting"),
+        ("linear", ("--recipe", "quick"), "Name slides there"),
         ("linear", ("--tiles", "patches", "--overlap", "1"), "from 0 to 0.9"),
         ("linear", ("--kind", "bach"), "BACH"),
     ],

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from histomae.data.labelled import LabelledSet
     from histomae.data.masking import MaskSetting
     from histomae.evaluate.candidates import Candidate
+    from histomae.evaluate.protocols import Protocol as HowToExamine
     from histomae.evaluate.protocols import Settings
     from histomae.infer.embedder import EncoderChoice
     from histomae.infer.encoder import TileEncoder
@@ -142,7 +143,7 @@ class Pretrain(PretrainConfig, _Where):
             try:
                 self._train(run)
             except HistomaeError:
-                _forget_unstarted(run)
+                run.forget_unstarted()
                 raise
 
     def settings(self) -> PretrainConfig:
@@ -817,8 +818,14 @@ class Evaluate:
     colour. Finished trials are kept: after Ctrl-C the same command goes on. It writes
     report.html, evaluation.json and CSV tables.
 
+    With --pretrain it is a sweep: an encoder is pretrained for each value of --vary,
+    and all of them are examined.
+
     $ histomae evaluate linear --data BACH/ --encoder runs/first --out bach
     $ histomae evaluate transfer --data A --test-data B --encoder runs/first --out ab
+    $ histomae evaluate mask-ratio --data BACH/ --pretrain slides/ --out ratios
+    $ histomae evaluate busi --data BUSI/ --pretrain other/ --recipe ultrasound
+      --vary patch_size=16,8 mask_ratio=0.5,0.6,0.75 --out sizes
     """
 
     protocol: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROTOCOL")]
@@ -827,9 +834,18 @@ class Evaluate:
     """The data set's folder or file, or a table: path,label,patient."""
     encoder: Annotated[
         tuple[str, ...], tyro.conf.arg(metavar="FILE|FOLDER|timm:NAME|ARCH=FILE ...")
-    ]
+    ] = ()
     """Checkpoints, run folders, timm:NAME, or ARCHITECTURE=FILE for a file of weights
     of a timm model."""
+    pretrain: Annotated[
+        tuple[str, ...], tyro.conf.arg(metavar="SLIDE|FOLDER|ADDRESS ...")
+    ] = ()
+    """Slides, or a folder of pictures, to pretrain encoders on, one for each value."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME|FILE")] = None
+    """Of --pretrain: settings that all have in common."""
+    vary: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME[=VALUES] ...")] = ()
+    """Settings of the pretraining that encoders differ in. Of --pretrain with their
+    values (one value: the same for all); of --encoder by name."""
     out: Folder
     """The folder for trials, tables and report; one that is there is gone on with."""
     test_data: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
@@ -923,20 +939,20 @@ class Evaluate:
             raise ConfigError(
                 "test_data", f"{protocol.name} takes none. Choose transfer."
             )
-        candidates, notes = self._candidates()
-        work = evaluate(
-            protocol,
-            data,
-            candidates,
-            self.out,
-            settings,
-            notes=notes,
-            pixels=self.compare_pixels,
-        )
         try:
+            candidates, notes = self._candidates(protocol)
+            work = evaluate(
+                protocol,
+                data,
+                candidates,
+                self.out,
+                settings,
+                notes=notes,
+                pixels=self.compare_pixels,
+            )
             evaluation = show(work)
         except KeyboardInterrupt:
-            mention(f"Finished trials are in {self.out}: the same command goes on.")
+            mention(f"What is finished is in {self.out}: the same command goes on.")
             raise
         for line in protocol.lines(evaluation):
             say(line)
@@ -952,18 +968,42 @@ class Evaluate:
             return data
         return show(only_readable(data, skip_unreadable=True))
 
-    def _candidates(self) -> tuple[tuple[Candidate, ...], list[str]]:
+    def _pretrained(self, values: dict[str, tuple[Any, ...]]) -> tuple[str, ...]:
+        """Pretrain an encoder for each value; return their run folders."""
+        from histomae.evaluate.sweeps import pretrain_each
+
+        method = next(iter(values.get("method", ())), "mae")
+        base = PretrainConfig(**METHOD_DEFAULTS.get(method, {}))
+        if self.recipe is not None:
+            base = load_recipe(self.recipe)
+        base = base.changed({"slides": self.pretrain})
+        return tuple(map(str, show(pretrain_each(base, values, self.out))))
+
+    def _candidates(
+        self, protocol: HowToExamine
+    ) -> tuple[tuple[Candidate, ...], list[str]]:
         """Load what is compared; return it, and what was left out."""
         from histomae.evaluate.candidates import (
             IMAGENET_SOURCE,
             Compared,
             open_candidates,
         )
+        from histomae.evaluate.sweeps import read_values, varied
 
+        if self.recipe is not None and not self.pretrain:
+            raise ConfigError(
+                "recipe", "is of --pretrain. Name slides there, or leave it out."
+            )
+        values = {**protocol.vary, **read_values(self.vary)}
+        swept, others = (self.encoder, ()) if values else ((), self.encoder)
+        if self.pretrain:
+            swept, others = self._pretrained(values), self.encoder
         known = {"auto": IMAGENET_SOURCE, "none": None}
         asked = ("untrained", "colour", "pooling", "mpp", "device", "precision", "seed")
         compared = Compared(
-            encoders=self.encoder,
+            encoders=others,
+            swept=swept,
+            vary=varied(values),
             imagenet=known.get(self.imagenet, self.imagenet),
             **{name: getattr(self, name) for name in asked},
         )
@@ -1429,16 +1469,6 @@ def _check_share(name: str, value: float) -> None:
 def _check_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(name, f"{value} is out of range. Choose at least {least}.")
-
-
-def _forget_unstarted(run: RunFolder) -> None:
-    """Empty the folder of a run that failed before it began, for another try."""
-    if run.last.exists() or any(isinstance(event, Started) for event in run.events()):
-        return
-    for file in (run.config_file, run.events_file, run.crops_file, run.bags_file):
-        file.unlink(missing_ok=True)
-    with suppress(OSError):  # something else is in it
-        run.path.rmdir()
 
 
 # Showing ---------------------------------------------------------------------

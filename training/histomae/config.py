@@ -14,11 +14,14 @@ import tomllib
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from histomae.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 METHODS = ("mae", "sd-mae", "mpcs", "pama")
 #: What a method changes of the defaults, unless it is said.
@@ -381,13 +384,24 @@ class PretrainConfig:
 
     def changed(self, changes: dict[str, Any]) -> PretrainConfig:
         """Return these settings with ``changes``; unknown names are refused."""
-        known = [field.name for field in fields(self)]
-        for name in changes:
+        self.check_names(changes)
+        return replace(self, **changes)
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Refuse names that are no settings.
+
+        Raises
+        ------
+        ConfigError
+            It lists the settings.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in names:
             if name not in known:
                 raise ConfigError(
                     name, f"is no setting. The settings are: {', '.join(known)}."
                 )
-        return replace(self, **changes)
 
     @property
     def architecture(self) -> str:

@@ -1,5 +1,6 @@
 """Tests of an examination: from drawn pictures to tables, trial by trial."""
 
+import csv
 import json
 import shutil
 from dataclasses import replace
@@ -437,25 +438,69 @@ def test_transfer_between_other_classes_is_a_fresh_layer_only(data, tmp_path):
     assert {job.setting["taught on"] for job in jobs} == {"other"}
 
 
+def swept(one, **varied):
+    """Return a candidate as one of the rows of a sweep."""
+    return replace(one, name="encoder", varied=varied, identity=f"{varied}")
+
+
 def test_a_sweep_needs_encoders_that_differ(data, compared, tmp_path):
-    with pytest.raises(ConfigError, match="different mask ratios"):
-        result_of(evaluate(PROTOCOLS["mask-ratio"], data, compared, tmp_path, QUICK))
-    other = replace(
-        compared[0], name="less", facts={**compared[0].facts, "mask_ratio": 0.5}
-    )
+    protocol = PROTOCOLS["mask-ratio"]
+    with pytest.raises(ConfigError, match="different mask_ratio"):
+        result_of(evaluate(protocol, data, compared, tmp_path, QUICK))
+    values = [swept(compared[0], mask_ratio=ratio) for ratio in (0.75, 0.5)]
     evaluation = result_of(
-        evaluate(
-            PROTOCOLS["mask-ratio"],
-            data,
-            (compared[0], other, compared[2]),
-            tmp_path,
-            QUICK,
+        evaluate(protocol, data, (*values, compared[2]), tmp_path, QUICK)
+    )
+    ratios = {(t.candidate, tuple(t.setting.items())) for t in evaluation.trials}
+    assert ratios == {
+        ("encoder", (("mask_ratio", 0.75),)),
+        ("encoder", (("mask_ratio", 0.5),)),
+        ("colour histogram", ()),
+    }
+    assert evaluation.facts["varied"] == ["mask_ratio"]
+    assert list(evaluation.embedding) == [
+        *("encoder mask_ratio 0.75", "encoder mask_ratio 0.5", "colour histogram"),
+    ]
+    with (tmp_path / "tests.csv").open() as file:
+        tests = [(row["setting"], row["other"]) for row in csv.DictReader(file)]
+    assert tests == [
+        ("mask_ratio 0.75", "encoder"),
+        ("mask_ratio 0.75", "colour histogram"),
+        ("mask_ratio 0.5", "colour histogram"),
+    ]
+
+
+def a_run(folder, made, **settings):
+    """Make a run folder of a checkpoint, as if it had been pretrained so."""
+    run = RunFolder(folder)
+    run.create(PretrainConfig(**settings))
+    run.checkpoints.mkdir()
+    save_checkpoint(run.last, made.header, made.tensors)
+    return str(run.path)
+
+
+def test_encoders_by_hand_are_told_apart_by_their_runs(make_checkpoint, tmp_path):
+    how = {"imagenet": None, "device": "cpu"}
+    runs = tuple(
+        a_run(tmp_path / name, make_checkpoint(seed), mask_ratio=ratio, seed=number)
+        for seed, (name, ratio, number) in enumerate(
+            [("a", 0.5, 0), ("b", 0.75, 0), ("c", 0.75, 1)]
         )
     )
-    ratios = {t.candidate: dict(t.setting) for t in evaluation.trials}
-    assert ratios["last"] == {"mask ratio": 0.75}
-    assert ratios["less"] == {"mask ratio": 0.5}
-    assert ratios["colour histogram"] == {}
+    asked = Compared(swept=runs, vary=("mask_ratio",), **how)
+    assert [one.label for one in result_of(open_candidates(asked))] == [
+        *("encoder mask_ratio 0.5", "encoder mask_ratio 0.75", "c mask_ratio 0.75"),
+        *("untrained", "colour histogram"),
+    ]
+    with_seeds = replace(asked, vary=("mask_ratio", "seed"))
+    found = result_of(open_candidates(with_seeds))
+    assert {one.name for one in found[:3]} == {"encoder"}
+    beside = Compared(swept=runs[:2], encoders=runs[2:], vary=("mask_ratio",), **how)
+    assert result_of(open_candidates(beside))[2].label == "c"
+    with pytest.raises(ConfigError, match="different epochs, and these have 400"):
+        result_of(open_candidates(replace(asked, vary=("epochs",))))
+    with pytest.raises(ConfigError, match="is no setting"):
+        result_of(open_candidates(replace(asked, vary=("masks",))))
 
 
 def test_tiles_at_the_encoders_pixel_size_where_all_know_it(data, compared):
@@ -584,30 +629,43 @@ def test_a_torn_patient_and_a_double_are_stamped(data, compared, tmp_path):
     )
     assert "twin.png" not in " ".join(unseen.leaks)
     assert any("Pixels were not compared" in note for note in unseen.notes)
+    doubles = "pictures that look the same"
+    assert doubles in evaluation.looked_for and doubles in unseen.not_looked_for
+    assert "the pretraining of last" in unseen.not_looked_for
+    assert load_evaluation(tmp_path / "fast").not_looked_for == unseen.not_looked_for
 
 
 def test_what_pretraining_saw_is_compared_with_what_is_tested_on(
     data, make_checkpoint, tmp_path
 ):
-    run = RunFolder(tmp_path / "run")
-    run.create(PretrainConfig(slides=(str(data.root),)))
-    made = make_checkpoint()
-    run.checkpoints.mkdir(exist_ok=True)
-    save_checkpoint(run.last, made.header, made.tensors)
+    runs = [
+        RunFolder(a_run(tmp_path / name, make_checkpoint(), slides=(str(data.root),)))
+        for name in ("run", "twin", "other")
+    ]
     seen = PictureSets(
         paths=tuple((one.path,) for one in data.pictures[:3]),
         cases=("0", "1", "2"),
         held_out=np.array([False, False, True]),
         views=1,
     )
-    seen.save(run.crops_file, data.root)
+    for run in runs[:2]:
+        seen.save(run.crops_file, data.root)
+    replace(seen, held_out=np.ones(3, bool)).save(runs[2].crops_file, data.root)
     asked = Compared(
-        encoders=(str(run.path),), imagenet=None, colour=False, device="cpu"
+        encoders=tuple(str(run.path) for run in runs),
+        imagenet=None,
+        colour=False,
+        device="cpu",
     )
     found = result_of(open_candidates(asked))
     evaluation = neighbours_on(data, found, tmp_path / "out", pixels=False)
     told = " ".join(evaluation.leaks)
-    assert "pretraining of run" in told
+    assert "pretraining of run, twin and test" in told  # they saw the same
+    assert "other" not in told
+    assert evaluation.looked_for[-2:] == (
+        *("the pretraining of run, twin", "the pretraining of other"),
+    )
+    assert evaluation.not_looked_for == ("pictures that look the same",)
     assert data.pictures[0].path.name in told
     assert data.pictures[2].path.name not in told  # held out of the training
 

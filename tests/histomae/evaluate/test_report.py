@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 
 from histomae.errors import DataSetError
+from histomae.evaluate.point_maps import lay_out
 from histomae.evaluate.report import leak_stamp, render, thumbnails, write_report
-from histomae.evaluate.summary import summarise
+from histomae.evaluate.summary import COLOUR, summarise
+from histomae.evaluate.trials import called
 
 MAPS = ("pca",)
 
@@ -83,7 +85,7 @@ def test_every_figure_is_there_and_has_words(page):
         "Which class was taken for which",
         "ROC",
         "Calibration",
-        "How it grows with labels",
+        "Balanced accuracy by labels learned from",
         "By class",
         "By prediction",
         "By patient",
@@ -180,18 +182,143 @@ def test_a_leak_is_stamped(evaluation):
     page = rendered(found)
     assert "1 leak was found" in page.text
     assert "Patient P01 is on two sides." in page.text
-    assert "none was found" not in page.text
+    assert "No leak" not in page.text
     looked = summarise(evaluation)
-    assert leak_stamp(looked)[0] == "none"
+    assert leak_stamp(looked) == ("none", "No leak was found")
     assert leak_stamp(replace(looked, leaks=None))[0] == "unknown"
     assert "not looked for" in rendered(replace(evaluation, leaks=None)).text
+
+
+def test_the_stamp_says_among_what_leaks_were_looked_for(evaluation):
+    some = replace(
+        evaluation,
+        looked_for=("patients", "slides", "files"),
+        not_looked_for=("pictures that look the same",),
+    )
+    told = (
+        "No leak was found among patients, slides and files. Not looked for: pictures "
+        "that look the same"
+    )
+    assert leak_stamp(summarise(some)) == ("unknown", told)
+    assert told in rendered(some).text
+    all_of_it = replace(some, not_looked_for=())
+    assert leak_stamp(summarise(all_of_it))[0] == "none"
+    found = leak_stamp(summarise(replace(some, leaks=("a.", "b."))))
+    assert found[0] == "found" and found[1].startswith("2 leaks were found among")
+    assert "Not looked for" in found[1]
+
+
+@pytest.fixture(scope="module")
+def sweep(make_evaluation, tmp_path_factory):
+    """Two settings varied: of ours 2 x 3 encoders, untrained by one of them."""
+    folder = tmp_path_factory.mktemp("swept")
+    values = [(p, r) for p in (8.0, 16.0) for r in (0.5, 0.6, 0.75)]
+    skill = {f"{p:g} {r:g}": 3 * r + (p == 8) for p, r in values}
+    made = make_evaluation(folder, {**skill, "8": 0.4, "16": 0.2, "colour": 0.3})
+    names = {**{f"{p:g} {r:g}": "encoder" for p, r in values}, "colour": "colour"}
+
+    def setting(name):
+        told = zip(("patch_size", "mask_ratio"), name.split(), strict=False)
+        return {} if name == "colour" else {key: float(value) for key, value in told}
+
+    trials = tuple(
+        replace(
+            trial,
+            candidate=names.get(trial.candidate, "untrained"),
+            setting=setting(trial.candidate),
+        )
+        for trial in made.trials
+    )
+    kinds = {"encoder": "encoder", "untrained": "untrained", "colour": COLOUR}
+    facts = {
+        "candidates": {name: {"kind": kind} for name, kind in kinds.items()},
+        "varied": ["patch_size", "mask_ratio"],
+        "seed": 0,
+    }
+    embedding = {
+        called(name, setting(old)): values
+        for old, values in made.embedding.items()
+        for name in [names.get(old, "untrained")]
+    }
+    return replace(made, trials=trials, facts=facts, embedding=embedding)
+
+
+def test_a_sweep_is_one_table_and_a_curve(sweep):
+    summary = summarise(sweep, maps=MAPS)
+    assert summary.main == {"patch_size": 8.0, "mask_ratio": 0.75}
+    assert (
+        "Of 6 values it does best with patch size 8 · mask ratio 0.75"
+        in (summary.verdict[0])
+    )
+    (table,) = summary.tables()
+    assert len(table[1]) == 6 + 2 + 1
+    page = Page(render(summary, thumbnails(sweep, summary)))
+    (rows,) = [t for t in page.tables if t[0][:2] == ["Candidate", "Trials"]]
+    assert rows[1][0] == "encoder · patch size 8 · mask ratio 0.5"
+    assert [row[0] for row in rows[-3:]] == [
+        *("untrained · patch size 8", "untrained · patch size 16", "colour"),
+    ]
+    (curve,) = [i["alt"] for i in page.images if " by mask ratio" in i["alt"]]
+    for (size, ratio), score in (
+        (tuple(score.setting.values()), score)
+        for score in summary.scores
+        if score.candidate == "encoder"
+    ):
+        mean = score.figures["balanced accuracy"].mean
+        assert f"{ratio:g}: {mean:.3f}" in curve.partition(f"patch size {size:g}")[2]
+    assert {one.candidate for one in summary.maps} == {"encoder", "untrained", "colour"}
+    layout = lay_out(
+        "encoder",
+        np.arange(len(sweep.data)),
+        sweep.embedding["encoder patch_size 8, mask_ratio 0.75"],
+        "pca",
+    )
+    np.testing.assert_array_equal(summary.maps[0].xy, layout.xy)
+
+
+def test_what_a_sweep_draws_are_its_scores(sweep):
+    summary = summarise(sweep)
+    assert summary.along == ["mask_ratio"]
+    curves = {
+        (c.candidate, *c.setting.values()): c for c in summary.curves("mask_ratio")
+    }
+    assert list(curves) == [
+        ("encoder", 8.0),
+        ("encoder", 16.0),
+        ("untrained", 8.0),
+        ("untrained", 16.0),
+        ("colour",),
+    ]
+    for (who, *size), curve in curves.items():
+        for value, found in curve.points:
+            setting = {"patch_size": size[0], "mask_ratio": value}
+            score = summary.score(who, setting)
+            assert score.setting == setting
+            assert found == score.figures["balanced accuracy"]
+        assert [v for v, _ in curve.points] == (
+            [0.5, 0.6, 0.75] if who == "encoder" else []
+        )
+        assert (curve.level is None) == (who == "encoder")
+    beside = summary.score("untrained", {"patch_size": 16.0, "mask_ratio": 0.5})
+    assert beside.setting == {"patch_size": 16.0}
+    assert summary.score("untrained", {"patch_size": 4.0}) is None
+    swept = [one for one in summary.versus if one.other.startswith("encoder")]
+    assert len(swept) == 5 and len(summary.versus) == 5 + 2
+    main = summary.score("encoder").figures["balanced accuracy"].mean
+    for one in swept:
+        assert one.value > -0.05 and one.low <= one.value <= one.high
+    assert main == max(
+        s.figures["balanced accuracy"].mean
+        for s in summary.scores
+        if s.candidate == "encoder"
+    )
 
 
 def test_losing_to_colour_is_said_on_the_page(make_evaluation, tmp_path):
     page = rendered(make_evaluation(tmp_path, {"ours": 0.1, "colour histogram": 3.0}))
     assert "It does not beat colour histogram" in page.text
     assert "a histogram of the colours" in page.text
-    assert "How it grows with labels" not in page.text  # nothing was varied
+    assert "What it depends on" not in page.text  # nothing was varied
 
 
 def test_names_of_strangers_stay_text(make_evaluation, tmp_path):

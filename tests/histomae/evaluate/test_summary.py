@@ -97,7 +97,7 @@ def test_roc_and_calibration_are_of_all_tests(evaluation, summary):
 def test_the_main_setting_has_the_most_labels(summary):
     assert summary.main == {"protocol": "linear probe", "fraction": 1.0}
     assert setting_words(summary.main) == "linear probe · 100 % of the labels"
-    points = summary.label_curve("micro")
+    points = summary.curves("fraction")[0].points
     assert [share for share, _ in points] == [0.2, 1.0]
     assert points[1][1] == summary.score("micro").figures["balanced accuracy"]
 

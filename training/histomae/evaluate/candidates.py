@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,9 +14,11 @@ import numpy as np
 import timm
 import torch
 
-from histomae.errors import CheckpointError, ConfigError, HistomaeError
+from histomae.config import PretrainConfig
+from histomae.errors import CheckpointError, ConfigError, HistomaeError, RunError
 from histomae.evaluate.baselines import colour_histogram
 from histomae.evaluate.transfer import COLOUR, UNTRAINED, untrained
+from histomae.evaluate.trials import called
 from histomae.events import Event, Note
 from histomae.infer.embedder import EncoderChoice, ForeignTileEncoder
 from histomae.infer.encoder import TileEncoder, pick_device, pick_precision
@@ -31,7 +34,7 @@ from histomae.models.foreign import ForeignEncoder, foreign_encoder
 from histomae.models.initial import TIMM
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from histomae.data.tiling import Tiling
 
@@ -54,6 +57,7 @@ class Candidate:
     """One row of the table: what turns tiles into features, or is trained on them."""
 
     name: str
+    """Of the row of the table, or of the rows of a sweep."""
     kind: str
     """encoder, foreign encoder, untrained, ImageNet, or colour histogram."""
     identity: str
@@ -69,6 +73,13 @@ class Candidate:
     """The folder of the training that made it; None: nobody knows what it has seen."""
     facts: Mapping[str, Any] = field(default_factory=dict)
     """For the report, as JSON."""
+    varied: Mapping[str, str | float] = field(default_factory=dict)
+    """Settings of its pretraining, which set it apart from others of its name."""
+
+    @property
+    def label(self) -> str:
+        """What it is called; no two of an evaluation have one label."""
+        return called(self.name, self.varied)
 
     @property
     def is_baseline(self) -> bool:
@@ -80,7 +91,7 @@ class Candidate:
 class Compared:
     """Which candidates are compared, as a person says it."""
 
-    encoders: tuple[str, ...]
+    encoders: tuple[str, ...] = ()
     """Checkpoints, run folders, ``timm:NAME``, or ``ARCHITECTURE=FILE`` for a file of
     weights of a timm model."""
     imagenet: str | None = IMAGENET_SOURCE
@@ -94,6 +105,10 @@ class Compared:
     device: str = "auto"
     precision: str = "f32"
     seed: int = 0
+    swept: tuple[str, ...] = ()
+    """Encoders, said in the same way, that are rows of one sweep: they differ in"""
+    vary: tuple[str, ...] = ()
+    """these settings of their pretraining."""
 
 
 def open_candidates(
@@ -111,21 +126,22 @@ def open_candidates(
     CheckpointError, DownloadError
         If one cannot be loaded.
     """
-    if not asked.encoders:
+    sources = (*asked.swept, *asked.encoders)
+    if not sources:
         raise ConfigError(
             "encoder", "none is given. Name a checkpoint, a run folder or timm:NAME."
         )
     found: list[Candidate] = []
-    fresh: dict[Any, Candidate] = {}
-    for source in asked.encoders:
+    starts: list[Checkpoint | None] = []
+    for source in sources:
         yield Note(f"loading {source}")
         opened = _loaded(source)
         found.append(_candidate(opened, asked))
-        if isinstance(opened, Named) and asked.untrained:
-            start = untrained(opened.checkpoint.header, seed=asked.seed)
-            shape = start.header.encoder
-            fresh[shape] = _candidate(Named(UNTRAINED, start), asked, kind=UNTRAINED)
-    found += fresh.values()
+        starts.append(opened.checkpoint if isinstance(opened, Named) else None)
+    swept = len(asked.swept)
+    found[:swept] = _swept(found[:swept], asked.vary)
+    if asked.untrained:
+        found += _untrained(found, starts, asked)
     if asked.imagenet is not None:
         try:
             opened = _loaded(asked.imagenet)
@@ -144,6 +160,83 @@ class Named(NamedTuple):
     name: str
     checkpoint: Checkpoint
     run: Path | None = None
+
+
+def _swept(found: Sequence[Candidate], names: Sequence[str]) -> list[Candidate]:
+    """Make rows of one sweep of the encoders whose settings are known.
+
+    One that is like another in all of them stays a row of its own name.
+
+    Raises
+    ------
+    ConfigError
+        If a name is no setting, or the encoders do not differ in it.
+    """
+    PretrainConfig.check_names(names)
+    swept, seen = [], []
+    for one in found:
+        varied = _settings(one, names)
+        named = replace(one, name=OURS) if varied and varied not in seen else one
+        seen.append(varied)
+        swept.append(replace(named, varied=varied))
+    check_differ(swept, names)
+    return swept
+
+
+def _settings(candidate: Candidate, names: Sequence[str]) -> dict[str, str | float]:
+    """Return settings of a pretraining; none if one of them is not known."""
+    told: Mapping[str, Any] = candidate.facts if candidate.kind == OURS else {}
+    if candidate.run is not None:
+        with suppress(RunError):  # a folder that came without its settings
+            told = vars(RunFolder(candidate.run).config())
+    known = {name: told[name] for name in names if told.get(name) is not None}
+    return {
+        name: value if isinstance(value, str) else float(value)
+        for name, value in known.items()
+        if len(known) == len(names)
+    }
+
+
+def check_differ(candidates: Sequence[Candidate], names: Iterable[str]) -> None:
+    """Refuse a sweep over encoders that are all alike.
+
+    Raises
+    ------
+    ConfigError
+        If they have fewer than two values of a setting.
+    """
+    for name in names:
+        ours = [one.varied for one in candidates if not one.is_baseline]
+        values = {str(told[name]) for told in ours if name in told}
+        if len(values) < 2:
+            raise ConfigError(
+                "encoder",
+                f"a sweep compares encoders of different {name}, and these have "
+                f"{' and '.join(values) or 'none that is known'}. Name run folders "
+                f"that differ in it, or slides to pretrain on and its values.",
+            )
+
+
+def _untrained(
+    found: Sequence[Candidate], starts: Sequence[Checkpoint | None], asked: Compared
+) -> list[Candidate]:
+    """Return an untrained network of each shape; of a sweep it is what it begins at.
+
+    It is set apart by what all encoders of its shape have in common.
+    """
+    fresh: dict[Any, Candidate] = {}
+    for one, checkpoint in zip(found, starts, strict=True):
+        if checkpoint is None:
+            continue
+        shape = checkpoint.header.encoder
+        if shape in fresh:
+            common = dict(fresh[shape].varied.items() & one.varied.items())
+            fresh[shape] = replace(fresh[shape], varied=common)
+        else:
+            start = untrained(checkpoint.header, seed=asked.seed)
+            made = _candidate(Named(UNTRAINED, start), asked, kind=UNTRAINED)
+            fresh[shape] = replace(made, varied=one.varied)
+    return list(fresh.values())
 
 
 def _loaded(source: str) -> Named | ForeignEncoder:
@@ -290,12 +383,12 @@ def colour_candidate(tile_px: int = TILE_PX, *, mpp: float | None = None) -> Can
 
 
 def _named_apart(found: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Give candidates of one name numbers."""
-    counts, seen = Counter(one.name for one in found), Counter[str]()
+    """Give candidates of one label numbers."""
+    counts, seen = Counter(one.label for one in found), Counter[str]()
     named = []
     for one in found:
-        seen[one.name] += 1
-        number = f" {seen[one.name]}" if counts[one.name] > 1 else ""
+        seen[one.label] += 1
+        number = f" {seen[one.label]}" if counts[one.label] > 1 else ""
         named.append(replace(one, name=f"{one.name}{number}"))
     return tuple(named)
 

@@ -8,7 +8,6 @@ another call on the same folder must ask for the same.
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.data.leaks import find_leaks, seen_by
+from histomae.data.words import some_of
 from histomae.errors import ConfigError, NotEnoughDataError, RunError
-from histomae.evaluate.candidates import tiling_for, versions
+from histomae.evaluate.candidates import check_differ, tiling_for, versions
+from histomae.evaluate.clock import Clock
 from histomae.evaluate.features import compute_features
 from histomae.evaluate.lessons import Lesson, teacher_for, trial_of
 from histomae.evaluate.protocols import Settings, tiling_of
 from histomae.evaluate.scores import verdicts, write_tables
-from histomae.evaluate.transfer import COLOUR, UNTRAINED
 from histomae.evaluate.trial_files import (
     load_trial,
     save_evaluation,
@@ -31,7 +31,7 @@ from histomae.evaluate.trial_files import (
     trial_path,
 )
 from histomae.evaluate.trials import Evaluation
-from histomae.events import Event, Heartbeat, Note, Progress, Step
+from histomae.events import Event, Note, Progress
 from histomae.files import write_beside
 from histomae.learn.labelled_tiles import count_tiles
 from histomae.learn.runs import RunFolder
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from histomae.data.tiling import Tiling
     from histomae.evaluate.candidates import Candidate
     from histomae.evaluate.features import Features
-    from histomae.evaluate.lessons import Taught, Teacher
+    from histomae.evaluate.lessons import Teacher
     from histomae.evaluate.protocols import Job, Protocol, Schedule
     from histomae.evaluate.trials import Trial
 
@@ -117,7 +117,7 @@ class _Examination:
         ]
 
     def setting(self, candidate: Candidate, job: Job) -> dict[str, str | float]:
-        return {**self.protocol.setting_of(candidate), **job.setting}
+        return {**candidate.varied, **job.setting}
 
     def teacher(self, candidate: Candidate) -> Teacher:
         return teacher_for(self.protocol.teacher or self.settings.teacher, candidate)
@@ -157,7 +157,7 @@ def evaluate(
     """
     settings = protocol.settle(settings or Settings())
     data = protocol.prepare(data)
-    protocol.check(candidates)
+    check_differ(candidates, protocol.vary)
     tiling = tiling_of(protocol, settings, data, candidates)
     schedule = protocol.jobs(data, settings)
     _check_classes(data, schedule)
@@ -170,18 +170,18 @@ def evaluate(
     yield Note(f"{data.name}: {len(data)} pictures, {tiling}")
     said = (*data.notes, *schedule.notes, *protocol.notes, *notes)
     yield from map(Note, (*data.notes, *schedule.notes))
-    leaks, unknown = yield from leaks_of(
-        data, schedule.split, candidates, pixels=pixels
-    )
-    yield from map(Note, (f"Leak: {leak}" for leak in leaks))
+    leaks = yield from leaks_of(data, schedule.split, candidates, pixels=pixels)
+    yield from map(Note, (f"Leak: {leak}" for leak in leaks.found))
     trials, files = yield from _all_trials(exam)
     evaluation = Evaluation(
         protocol=protocol.name,
         data=data,
         trials=tuple(trials),
         facts=_facts(exam),
-        leaks=leaks,
-        notes=(*said, *unknown, *_caveats(exam)),
+        leaks=leaks.found,
+        looked_for=leaks.looked_for,
+        not_looked_for=leaks.not_looked_for,
+        notes=(*said, *leaks.notes, *_caveats(exam)),
         embedding=(yield from _embedding(exam)),
         published=protocol.rows(data.name),
     )
@@ -205,30 +205,41 @@ def _check_classes(data: LabelledSet, schedule: Schedule) -> None:
             )
 
 
+@dataclass(frozen=True)
+class Looked:
+    """What a search for leaks found, among what, and what it left out; for people."""
+
+    found: tuple[str, ...]
+    looked_for: tuple[str, ...]
+    not_looked_for: tuple[str, ...]
+    notes: tuple[str, ...]
+    """Why it was left out."""
+
+
 def leaks_of(
     data: LabelledSet,
     split: Split,
     candidates: Sequence[Candidate],
     *,
     pixels: bool = True,
-) -> Generator[Event, None, tuple[tuple[str, ...], tuple[str, ...]]]:
+) -> Generator[Event, None, Looked]:
     """Look for what stands on two sides, the pretraining of the encoders included.
 
-    Returns
-    -------
-    Sentences on leaks, and others on what could not be looked for.
+    Of baselines nothing is asked: they have seen nothing, or photographs.
     """
-    seen, unknown = [], []
+    sides, unknown, notes = [], [], []
     for one in candidates:
-        if one.kind in (UNTRAINED, COLOUR):
+        if one.is_baseline:
             continue
         try:
-            seen.append(_seen_by(one))
+            sides.append(replace(_seen_by(one), name=one.label))
         except RunError as error:
-            unknown.append(
-                f"What {one.name} was pretrained on is not known, so that it was not "
+            unknown.append(one.label)
+            notes.append(
+                f"What {one.label} was pretrained on is not known, so that it was not "
                 f"compared with what is tested on: {error}"
             )
+    seen = _seen_together(sides)
     found: dict[str, list[int]] = {}
     hashes: dict[Any, Array] = {}
     for number, fold in enumerate(split.folds, 1):
@@ -236,14 +247,25 @@ def leaks_of(
         for leak in (yield from looked):
             found.setdefault(leak, []).append(number)
     if not pixels:
-        unknown.append("Pixels were not compared: doubles of pictures stay unseen.")
-    if len(split.folds) == 1:
-        return tuple(found), tuple(unknown)
-    told = (
-        f"{leak[:-1]} (fold {', '.join(map(str, folds))})."
-        for leak, folds in found.items()
+        notes.append("Pixels were not compared: doubles of pictures stay unseen.")
+    told = tuple(found)
+    if len(split.folds) > 1:
+        told = tuple(
+            f"{leak[:-1]} (fold {', '.join(map(str, folds))})."
+            for leak, folds in found.items()
+        )
+    doubles = ("pictures that look the same",)
+    without = (f"the pretraining of {some_of(unknown)}",) if unknown else ()
+    return Looked(
+        told,
+        (
+            *("patients", "slides", "files"),
+            *(doubles if pixels else ()),
+            *map(_by_what, seen),
+        ),
+        (*(() if pixels else doubles), *without),
+        tuple(notes),
     )
-    return tuple(told), tuple(unknown)
 
 
 def _seen_by(candidate: Candidate) -> Side:
@@ -253,8 +275,25 @@ def _seen_by(candidate: Candidate) -> Side:
     run = RunFolder(candidate.run)
     slides = run.config().slides
     root = Path(slides[0]).expanduser() if slides else None
-    side = seen_by(run.crops_file, root)
-    return replace(side, name=f"pretraining of {candidate.name}")
+    return seen_by(run.crops_file, root)
+
+
+def _by_what(seen: Side) -> str:
+    """Return how a pretraining was compared: slides are known by their names alone."""
+    return f"the {seen.name}{' (by the names of its slides)' if seen.slides else ''}"
+
+
+def _seen_together(sides: Sequence[Side]) -> list[Side]:
+    """Return one side for all pretrainings that saw the same, as those of a sweep."""
+    alike: dict[Any, list[Side]] = {}
+    for side in sides:
+        boxes = {slide: some.tobytes() for slide, some in side.boxes_l0.items()}
+        key = side.patients, side.slides, side.files, frozenset(boxes.items())
+        alike.setdefault(key, []).append(side)
+    return [
+        replace(same[0], name=f"pretraining of {some_of([one.name for one in same])}")
+        for same in alike.values()
+    ]
 
 
 # What is asked, written down -----------------------------------------------------
@@ -275,7 +314,7 @@ def _asked(
         "tiles": str(tiling),
         "split": schedule.split.hash,
         "settings": _plain(settings),
-        "candidates": {one.name: one.identity for one in candidates},
+        "candidates": {one.label: one.identity for one in candidates},
     }
     found: dict[str, Any] = json.loads(json.dumps(told))
     return found
@@ -352,7 +391,7 @@ def _all_trials(
     there = sum(all(path.exists() for path in paths) for paths in files)
     if there:
         yield Note(f"{there} of {len(todo)} trials were finished before and are kept.")
-    clock = _Clock(len(todo) - there)
+    clock = Clock(len(todo) - there)
     trials: list[Trial] = []
     features: Features | None = None
     counts: Array | None = None
@@ -383,7 +422,7 @@ def _all_trials(
             fine_tuning=exam.settings.fine_tuning,
         )
         yield Progress("trials", number, len(todo), seconds_left=clock.seconds())
-        what = f"trial {number + 1} of {len(todo)}, {candidate.name}"
+        what = f"trial {number + 1} of {len(todo)}, {candidate.label}"
         taught = yield from clock.timed(what, teacher.teach(lesson))
         trial = trial_of(
             lesson,
@@ -413,44 +452,6 @@ def _features(
     )
 
 
-class _Clock:
-    """Tells how much time is left of all trials, by those that were made."""
-
-    def __init__(self, trials: int) -> None:
-        self._left, self._took = trials, 0.0
-        self._made = 0
-
-    def timed(
-        self, what: str, work: Generator[Event, None, Taught]
-    ) -> Generator[Event, None, Taught]:
-        """Run the work of a trial, its steps told as progress."""
-        begin = time.monotonic()
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as stop:
-                taught: Taught = stop.value
-                break
-            if isinstance(event, Step):
-                share = event.step / event.total_steps
-                left = self.seconds(share, time.monotonic() - begin)
-                yield Progress(what, event.step, event.total_steps, seconds_left=left)
-            elif isinstance(event, Progress):
-                yield replace(event, seconds_left=self.seconds())
-            else:
-                yield event if isinstance(event, Note) else Heartbeat()
-        self._took += time.monotonic() - begin
-        self._made, self._left = self._made + 1, self._left - 1
-        return taught
-
-    def seconds(self, share: float = 0.0, took: float = 0.0) -> float | None:
-        """Return the time left, given the share of a trial that is done, and took."""
-        if not self._made and not share:
-            return None
-        each = (self._took + took) / (self._made + share)
-        return each * (self._left - share)
-
-
 def _embedding(exam: _Examination) -> Generator[Event, None, dict[str, Array]]:
     """Return features of all pictures by candidate, where they were computed anyway."""
     if len(exam.data) > MOST_EMBEDDED:
@@ -459,7 +460,7 @@ def _embedding(exam: _Examination) -> Generator[Event, None, dict[str, Array]]:
     for candidate in exam.candidates:
         if not exam.teacher(candidate).on_pixels:
             features = yield from _features(exam, candidate)
-            found[candidate.name] = features.averaged().values
+            found[candidate.label] = features.averaged().values
     return found
 
 
@@ -472,9 +473,15 @@ def _facts(exam: _Examination) -> dict[str, Any]:
         "protocol": exam.protocol.about,
         "teacher": exam.protocol.teacher or exam.settings.teacher,
         "candidates": {
-            one.name: {"kind": one.kind, "hash": one.identity, **one.facts}
+            one.label: {
+                "kind": one.kind,
+                "hash": one.identity,
+                **one.facts,
+                "row": one.name,
+            }
             for one in exam.candidates
         },
+        "varied": list(dict.fromkeys(n for one in exam.candidates for n in one.varied)),
         "tiles": str(exam.tiling),
         "seed": exam.settings.seed,
         "data hash": exam.asked["data"],

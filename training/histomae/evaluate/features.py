@@ -123,7 +123,7 @@ def _computed(
     begin: float,
 ) -> Generator[Event, None, Features]:
     """Read some pictures and compute their features, a batch of tiles at a time."""
-    what, most = f"features of {candidate.name}", batch_size()
+    what, most = f"features of {candidate.label}", batch_size()
     values: list[Floats] = []
     pictures: list[Indices] = []
     waiting: list[Array] = []
@@ -144,7 +144,7 @@ def _computed(
     found = np.concatenate(values)
     if not np.isfinite(found).all():
         raise RunError(
-            f"{candidate.name} gives numbers that are not finite. Choose f32 as "
+            f"{candidate.label} gives numbers that are not finite. Choose f32 as "
             "precision, or another encoder."
         )
     yield Progress(what, int(rows[-1]) + 1, len(data))

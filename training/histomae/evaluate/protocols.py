@@ -8,8 +8,8 @@ A protocol says in one place
   on and to test on, each with the ``setting`` that a table groups by);
 - how a fold is taught (``teacher``, one of :data:`histomae.evaluate.lessons.TEACHERS`;
   empty: as asked);
-- which candidates make sense (``check``), and what of them is varied
-  (``setting_of``);
+- in which settings of their pretraining the encoders differ (``vary``; any protocol
+  takes others as asked);
 - which published rows stand beside it (``published``).
 
 To add one, make a :class:`Protocol` and put it into ``PROTOCOLS`` under its name: the
@@ -219,15 +219,6 @@ def as_asked(settings: Settings) -> Settings:
     return settings
 
 
-def any_candidates(candidates: Sequence[Candidate]) -> None:
-    """Accept whatever is compared."""
-
-
-def nothing_varied(candidate: Candidate) -> Mapping[str, str | float]:
-    """Return no setting: candidates differ by name alone."""
-    return {}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How a data set is examined; see the module."""
@@ -241,8 +232,9 @@ class Protocol:
     prepare: Callable[[LabelledSet], LabelledSet] = unchanged
     settle: Callable[[Settings], Settings] = as_asked
     """What the protocol fixes of the settings."""
-    check: Callable[[Sequence[Candidate]], None] = any_candidates
-    setting_of: Callable[[Candidate], Mapping[str, str | float]] = nothing_varied
+    vary: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """In which settings of their pretraining encoders differ, unless asked otherwise,
+    and the values of a sweep."""
     lines: Callable[[Evaluation], list[str]] = scores.lines
     """Its table for a terminal."""
     task: str | None = None
@@ -283,27 +275,6 @@ def tiling_of(
     assert mpp is not None
     fits = mpp >= LEAST_SHARE * max(known, default=mpp)
     return Tiling(how="mpp", mpp=mpp) if fits else Tiling(how="whole")
-
-
-# Sweeps over encoders ------------------------------------------------------------
-
-
-def _varied(name: str, of: str, candidate: Candidate) -> Mapping[str, str | float]:
-    value = candidate.facts.get(of)
-    return {} if candidate.is_baseline or value is None else {name: float(value)}
-
-
-def _differ(of: str, what: str, candidates: Sequence[Candidate]) -> None:
-    """Refuse a sweep over encoders that are all alike."""
-    found = [one.facts.get(of) for one in candidates if not one.is_baseline]
-    values = sorted({float(value) for value in found if value is not None})
-    if len(values) < 2:
-        raise ConfigError(
-            "encoder",
-            f"a sweep compares encoders of different {what}, and these have "
-            f"{', '.join(f'{value:g}' for value in values) or 'none'}. Pretrain one "
-            "for each value and name them all.",
-        )
 
 
 # From one data set to another ----------------------------------------------------
@@ -508,15 +479,13 @@ PROTOCOLS: dict[str, Protocol] = {
             name="mask-ratio",
             about="Encoders that were pretrained with different mask ratios, side by "
             "side.",
-            setting_of=partial(_varied, "mask ratio", "mask_ratio"),
-            check=partial(_differ, "mask_ratio", "mask ratios"),
+            vary={"mask_ratio": (0.5, 0.75, 0.875)},
         ),
         Protocol(
             name="crop-size",
             about="Encoders that were pretrained on crops of different sizes, side by "
             "side.",
-            setting_of=partial(_varied, "tile px", "tile_px"),
-            check=partial(_differ, "tile_px", "crop sizes"),
+            vary={"tile_px": (128, 224, 320)},
         ),
         Protocol(
             name="mpcs-breakhis",

@@ -9,6 +9,7 @@ import base64
 import io
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +21,17 @@ from histomae.evaluate.report_plots import (
     COLOURINGS,
     Colouring,
     Ink,
+    along_words,
     colouring,
     plot_calibration,
     plot_confusion,
-    plot_label_curve,
+    plot_curve,
     plot_map,
     plot_roc,
     plot_scores,
 )
 from histomae.evaluate.scores import ALSO_CALLED, MAIN
-from histomae.evaluate.summary import FIGURES, setting_words, summarise
+from histomae.evaluate.summary import FIGURES, best_of, setting_words, summarise
 from histomae.evaluate.summary_files import NAME, to_json
 from histomae.files import write_beside
 
@@ -152,20 +154,33 @@ def render(summary: Summary, thumbs: Mapping[int, str]) -> str:
         facts=_facts(summary.facts),
         scores_plot=_scores_plot(summary),
         ours_plots=_ours_plots(summary, score),
-        curve_plot=_curve_plot(summary),
+        curve_plots=_curve_plots(summary),
         map_plots=_map_plots(summary),
         mistakes=[(one, thumbs.get(one.row, "")) for one in summary.mistakes],
     )
 
 
 def leak_stamp(summary: Summary) -> tuple[str, str]:
-    """Return the leak stamp: ``found``, ``none`` or ``unknown``, and its words."""
+    """Return the leak stamp: ``found``, ``none`` or ``unknown``, and its words.
+
+    They say among what leaks were looked for, and among what not; ``none`` is only said
+    where nothing was left out.
+    """
     if summary.leaks is None:
         return "unknown", "Leaks were not looked for"
-    if not summary.leaks:
-        return "none", "Leaks were looked for and none was found"
-    many = len(summary.leaks)
-    return "found", f"{many} {'leak was' if many == 1 else 'leaks were'} found"
+    many, left_out = len(summary.leaks), summary.not_looked_for
+    said = f"{many or 'No'} {'leaks were' if many > 1 else 'leak was'} found"
+    if summary.looked_for:
+        said += f" among {_listed(summary.looked_for)}"
+    if left_out:
+        said += f". Not looked for: {_listed(left_out)}"
+    return "found" if many else "unknown" if left_out else "none", said
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return ``a, b and c``."""
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def figure_words(figure: Measured | None, form: str = "%.3f") -> str:
@@ -191,18 +206,29 @@ def plain(value: Any, digits: int = 4) -> str:
     return str(value)
 
 
-def _tables(summary: Summary) -> list[tuple[str, list[tuple[Score, set[str]]]]]:
-    """Return for each setting its scores, each with the figures it is best in."""
+def _tables(summary: Summary) -> list[tuple[str, list[tuple[str, Score, set[str]]]]]:
+    """Return the tables: each row's name, its score, and the figures it is best in."""
     tables = []
-    for setting in summary.settings:
-        best = {name: summary.best(setting, name) for name in FIGURES}
+    for setting, shown in summary.tables():
+        best = {name: best_of(shown, name) for name in FIGURES}
         rows = [
-            (score, {name for name in best if score.candidate in best[name]})
-            for who in summary.candidates
-            if (score := summary.score(who, setting))
+            (
+                _row_words(summary, score),
+                score,
+                {name for name in best if score in best[name]},
+            )
+            for score in shown
         ]
-        tables.append((setting_words(setting), rows))
+        varied = f"by {' and '.join(map(along_words, summary.varied))}"
+        told = setting_words(setting) if setting or not summary.varied else varied
+        tables.append((told, rows))
     return tables
+
+
+def _row_words(summary: Summary, score: Score) -> str:
+    """Return what a row is called: its candidate, and what was varied."""
+    varied = {k: v for k, v in score.setting.items() if k in summary.varied}
+    return f"{score.candidate} · {setting_words(varied)}" if varied else score.candidate
 
 
 def _published(summary: Summary, score: Score) -> list[dict[str, str]]:
@@ -294,15 +320,31 @@ def _ours_plots(summary: Summary, score: Score) -> list[Plot]:
     ]
 
 
-def _curve_plot(summary: Summary) -> Plot | None:
-    if len(summary.label_curve(summary.ours)) < 2:
-        return None
-    return _plot(
-        (6.4, 3.6),
-        lambda axes: plot_label_curve(axes, summary, Ink()),
-        "How it grows with labels",
-        "Means over trials; bars are standard deviations.",
-    )
+def _curve_plots(summary: Summary) -> list[Plot]:
+    return [
+        _plot(
+            (6.4, 3.8),
+            partial(_draw_curve, summary, along),
+            f"Balanced accuracy by {along_words(along)}",
+            "Means over trials; bars are 95 % intervals over patients, broken lines "
+            f"what it does not concern. {_curve_words(summary, along)}",
+        )
+        for along in summary.along
+    ]
+
+
+def _draw_curve(summary: Summary, along: str, axes: Any) -> None:
+    plot_curve(axes, summary, Ink(), along)
+
+
+def _curve_words(summary: Summary, along: str) -> str:
+    told = []
+    for curve in summary.curves(along):
+        if curve.candidate == summary.ours:
+            points = [f"{plain(v)}: {figure_words(m)}" for v, m in curve.points]
+            beside = f" ({setting_words(curve.setting)})" if curve.setting else ""
+            told.append(f"{curve.candidate}{beside} {', '.join(points)}.")
+    return " ".join(told)
 
 
 def _map_plots(summary: Summary) -> list[tuple[str, list[Plot]]]:

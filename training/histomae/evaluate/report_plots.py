@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from histomae.data.classes import OKABE_ITO, UNSURE
-from histomae.evaluate.scores import MAIN
+from histomae.evaluate.scores import FRACTION, MAIN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,6 +29,8 @@ NAME_LETTERS = 16
 MOST_NAMED = 8
 #: How points of a map may be coloured.
 COLOURINGS = ("class", "prediction", "patient", "slide")
+#: Of curves of one candidate, so that they are told apart.
+MARKS = ("o-", "s--", "^:", "D-.", "v-", "P--")
 #: Turn of the wheel from one hue to the next, so that neighbours differ most.
 GOLDEN = 0.618034
 
@@ -229,39 +231,61 @@ def plot_scores(axes: Any, summary: Summary, ink: Ink, *, figure: str = MAIN) ->
     _label(axes, ink, figure, "")
 
 
-def plot_label_curve(
-    axes: Any, summary: Summary, ink: Ink, *, figure: str = MAIN
+def plot_curve(
+    axes: Any, summary: Summary, ink: Ink, along: str, *, figure: str = MAIN
 ) -> None:
-    """Draw a figure against the share of the labels that was learned from."""
+    """Draw a figure against a setting: the share of labels, or what a sweep varied.
+
+    Bars are 95 % intervals. What knows nothing of the setting is a broken line.
+    """
     prepare(axes, ink)
-    ticks: set[float] = set()
-    for who in summary.candidates:
-        points = summary.label_curve(who, figure)
-        if not points:
-            continue
-        shares = [share for share, _ in points]
-        means = [found.mean for _, found in points]
-        spread = [0.0 if math.isnan(x.std) else x.std for _, x in points]
-        ticks.update(shares)
-        axes.errorbar(
-            shares,
-            means,
-            spread,
-            fmt="o-",
-            color=candidate_colour(summary, who),
-            linewidth=2.2 if who == summary.ours else 1.2,
-            elinewidth=1,
-            capsize=2,
-            markersize=4,
-            zorder=3 if who == summary.ours else 2,
-            label=short(who),
-        )
-    axes.set_xscale("log")
-    axes.minorticks_off()
-    axes.set_xticks(sorted(ticks), [f"{100 * share:g} %" for share in sorted(ticks)])
-    _label(axes, ink, "labels learned from", figure)
-    if ticks:
+    values = summary.values(along)
+    numbers = all(isinstance(value, int | float) for value in values)
+    place = {v: float(v) if numbers else float(i) for i, v in enumerate(values)}
+    for number, curve in enumerate(summary.curves(along, figure)):
+        color = candidate_colour(summary, curve.candidate)
+        ours = curve.candidate == summary.ours
+        beside = ", ".join(_value(value) for value in curve.setting.values())
+        name = ": ".join(filter(None, [short(curve.candidate), beside]))
+        if curve.level is not None:
+            axes.axhline(
+                curve.level.mean, color=color, linewidth=1.2, dashes=(4, 2), label=name
+            )
+        x = [place[value] for value, _ in curve.points]
+        for at, (_, found) in zip(x, curve.points, strict=True):
+            axes.plot([at, at], [found.low, found.high], color=color, linewidth=1)
+        if x:
+            axes.plot(
+                x,
+                [found.mean for _, found in curve.points],
+                MARKS[number % len(MARKS)] if ours else "o-",
+                color=color,
+                linewidth=2.2 if ours else 1.2,
+                markersize=5 if ours else 4,
+                zorder=3 if ours else 2,
+                label=name,
+            )
+    if along == FRACTION:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    told = [_share(v) if along == FRACTION else _value(v) for v in values]
+    axes.set_xticks([place[value] for value in values], told)
+    _label(axes, ink, along_words(along), figure)
+    if values:
         _legend(axes, ink, "best")
+
+
+def along_words(along: str) -> str:
+    """Return what stands below a curve against a setting."""
+    return "labels learned from" if along == FRACTION else along.replace("_", " ")
+
+
+def _share(value: str | float) -> str:
+    return f"{100 * float(value):g} %"
+
+
+def _value(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def plot_map(

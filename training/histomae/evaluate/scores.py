@@ -31,6 +31,7 @@ from histomae.data.metrics import (
     specificity,
     weighted_f1,
 )
+from histomae.evaluate.trials import called, words_of
 from histomae.files import write_beside
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from histomae.data.metrics import Difference
-    from histomae.evaluate.trials import Evaluation, Trial
+    from histomae.evaluate.trials import Evaluation, Setting, Trial
 
 Array = np.ndarray[Any, Any]
 Row = tuple[Any, ...]
@@ -46,8 +47,10 @@ Row = tuple[Any, ...]
 SAID = 3
 #: Kinds of candidates that are there only to be beaten.
 BASELINES = ("untrained", "ImageNet", "colour histogram")
+#: The setting that says how many labels were learned from.
+FRACTION = "fraction"
 #: What makes repeats of one row of a table and no row of its own.
-REPEATS = ("draw", "run")
+REPEATS = ("draw", "run", "seed")
 #: The score that verdicts are on.
 MAIN = "balanced accuracy"
 #: Of a confusion matrix.
@@ -213,7 +216,7 @@ class Comparison:
 
     one: str
     other: str
-    setting: Mapping[str, str | float]
+    setting: Setting
     difference: Difference
     mcnemar_p: float
     sign_flip_p: float
@@ -223,7 +226,8 @@ def compare(
     evaluation: Evaluation,
     one: str,
     other: str,
-    setting: Mapping[str, str | float] | None = None,
+    setting: Setting | None = None,
+    other_setting: Setting | None = None,
 ) -> Comparison:
     """Test two candidates of one evaluation against each other, paired by picture.
 
@@ -232,7 +236,9 @@ def compare(
     Parameters
     ----------
     setting
-        Of the row; of a sweep only what both have.
+        Of the row of ``one``.
+    other_setting
+        Of the row of ``other``; None: the same.
 
     Raises
     ------
@@ -240,7 +246,11 @@ def compare(
         If a candidate has no trial in that setting.
     """
     setting = dict(setting or {})
-    answers = [_averaged(evaluation, name, setting) for name in (one, other)]
+    theirs = setting if other_setting is None else other_setting
+    answers = [
+        _averaged(evaluation, one, setting),
+        _averaged(evaluation, other, theirs),
+    ]
     shared = np.intersect1d(answers[0][0], answers[1][0])
     predicted = [
         probabilities[np.searchsorted(pictures, shared)].argmax(1)
@@ -266,7 +276,7 @@ def compare(
 
 
 def _averaged(
-    evaluation: Evaluation, candidate: str, setting: Mapping[str, str | float]
+    evaluation: Evaluation, candidate: str, setting: Setting
 ) -> tuple[Array, Array]:
     """Return the pictures that were tested, ascending, and the answers on them."""
     trials = [
@@ -288,11 +298,9 @@ def verdicts(evaluation: Evaluation) -> tuple[str, ...]:
 
     Judged is balanced accuracy; a tie is no win.
     """
-    kinds: Mapping[str, str] = {
-        name: str(told["kind"])
-        for name, told in evaluation.facts.get("candidates", {}).items()
-    }
-    baselines = [name for name, kind in kinds.items() if kind in BASELINES]
+    baselines = [
+        name for name, kind in kinds_of(evaluation).items() if kind in BASELINES
+    ]
     means = {
         (score.candidate, tuple(score.setting.items())): score.mean
         for score in scores_of(evaluation, MAIN)
@@ -303,14 +311,15 @@ def verdicts(evaluation: Evaluation) -> tuple[str, ...]:
             continue
         unbeaten, open_ = [], []
         for other in baselines:
-            against = _baseline(means, other, setting)
-            if against is None:
+            tried = [dict(each) for who, each in means if who == other]
+            beside = fitting(tried, dict(setting))
+            if beside is None:
                 continue
-            if not mean > against:
+            if not mean > means[other, tuple(beside.items())]:
                 unbeaten.append(other)
-            elif not _is_shown(evaluation, name, other, dict(setting)):
+            elif not _is_shown(evaluation, name, other, dict(setting), beside):
                 open_.append(other)
-        where = _words(dict(setting))
+        where = words_of(dict(setting))
         if unbeaten:
             told[f"{name} does not beat {' nor '.join(unbeaten)}"].append(where)
         if open_:
@@ -322,30 +331,40 @@ def verdicts(evaluation: Evaluation) -> tuple[str, ...]:
     )
 
 
+def kinds_of(evaluation: Evaluation) -> dict[str, str]:
+    """Return what kind of candidate each row is of, by the row's name."""
+    told = evaluation.facts.get("candidates", {})
+    return {str(one.get("row", name)): str(one["kind"]) for name, one in told.items()}
+
+
+def unvaried(facts: Mapping[str, Any], setting: Setting) -> dict[str, str | float]:
+    """Return what of a setting is not varied by a sweep over encoders."""
+    varied = facts.get("varied", ())
+    return {name: told for name, told in setting.items() if name not in varied}
+
+
+def fitting(
+    settings: Iterable[dict[str, str | float]], wanted: Setting
+) -> dict[str, str | float] | None:
+    """Return the setting of a candidate that stands beside a wanted one.
+
+    That is the same, or what it has of it: what was not varied for a baseline stands
+    beside all values. None: it was tried in others.
+    """
+    found = [one for one in settings if one.items() <= wanted.items()]
+    return max(found, key=len, default=None)
+
+
 def _shortly(where: Sequence[str]) -> str:
     """Return the settings of which something is true; of many how many."""
     return "; ".join(where) if len(where) <= SAID else f"in {len(where)} settings"
 
 
-def _baseline(
-    means: Mapping[Any, float], other: str, setting: tuple[Any, ...]
-) -> float | None:
-    """Return what a baseline reached in a setting, or without it where it has none."""
-    return means.get((other, setting), means.get((other, ())))
-
-
 def _is_shown(
-    evaluation: Evaluation, one: str, other: str, setting: Mapping[str, str | float]
+    evaluation: Evaluation, one: str, other: str, setting: Setting, beside: Setting
 ) -> bool:
     """Tell whether the interval of the difference is all above 0."""
-    known = {
-        name
-        for trial in evaluation.trials
-        if trial.candidate == other
-        for name in trial.setting
-    }
-    shared = {name: value for name, value in setting.items() if name in known}
-    return compare(evaluation, one, other, shared).difference.low > 0
+    return compare(evaluation, one, other, setting, beside).difference.low > 0
 
 
 def scores_of(evaluation: Evaluation, name: str) -> list[Score]:
@@ -360,13 +379,6 @@ def scores_of(evaluation: Evaluation, name: str) -> list[Score]:
             )
         )
     return found
-
-
-def _words(setting: Mapping[str, str | float]) -> str:
-    return ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in setting.items()
-    )
 
 
 # Tables --------------------------------------------------------------------------
@@ -390,7 +402,7 @@ def lines(evaluation: Evaluation) -> list[str]:
         by_row[key][score.name] = score
     table = [("", *COLUMNS)]
     for (candidate, setting), found in by_row.items():
-        name = " ".join(filter(None, [candidate, _words(dict(setting))]))
+        name = called(candidate, dict(setting))
         table.append((name, *(_cell(found.get(of)) for of in COLUMNS.values())))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
@@ -446,7 +458,7 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
                 trial.trained,
                 len(trial.tested),
                 *(found.get(name, "") for name in metrics),
-                _words(trial.chosen),
+                words_of(trial.chosen),
             )
             for trial, found in zip(evaluation.trials, each, strict=True)
         ),
@@ -463,7 +475,7 @@ def write_tables(folder: Path, evaluation: Evaluation) -> None:
 
 
 TESTS = (
-    *("one", "other", "setting", "difference", "low", "high", "p"),
+    *("one", "other", "setting", "other setting", "difference", "low", "high", "p"),
     *("mcnemar p", "sign flip p"),
 )
 
@@ -487,21 +499,28 @@ def _predictions(evaluation: Evaluation, varied: Sequence[str]) -> Iterator[Row]
 
 
 def _tests(evaluation: Evaluation) -> Iterator[Row]:
-    """Yield the paired tests of each encoder against all that come after it."""
-    kinds = evaluation.facts.get("candidates", {})
-    known = list(rows(evaluation))
+    """Yield the paired tests of each encoder against all that come after it.
+
+    The rows of a sweep are tested against each other too.
+    """
+    kinds, known = kinds_of(evaluation), list(rows(evaluation))
     for number, (one, setting) in enumerate(known):
-        if kinds.get(one, {}).get("kind") in BASELINES:
+        if kinds.get(one) in BASELINES:
             continue
         for other, its in known[number + 1 :]:
-            if its not in (setting, ()):
+            fits = set(its) <= set(setting)
+            if other == one:
+                fixed = [unvaried(evaluation.facts, dict(s)) for s in (setting, its)]
+                fits = fixed[0] == fixed[1]
+            if not fits:
                 continue
-            found = compare(evaluation, one, other, dict(its))
+            found = compare(evaluation, one, other, dict(setting), dict(its))
             difference = found.difference
             yield (
                 one,
                 other,
-                _words(dict(setting)),
+                words_of(dict(setting)),
+                words_of(dict(its)),
                 difference.value,
                 difference.low,
                 difference.high,

@@ -7,7 +7,7 @@ whoever opens it draws the same plots without computing anything anew.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,15 +17,20 @@ from histomae.evaluate.point_maps import PointMap, make_maps
 from histomae.evaluate.scores import (
     BASELINES,
     ECE,
+    FRACTION,
     MAIN,
     PLA,
     REPEATS,
     compare,
+    fitting,
+    kinds_of,
     pooled,
     rows,
     scores,
     trial_scores,
+    unvaried,
 )
+from histomae.evaluate.trials import called
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +47,6 @@ Setting = dict[str, str | float]
 FIGURES = (MAIN, "accuracy", PLA, "macro-F1", "weighted-F1", "AUC", ECE)
 #: Where less is better.
 LESS_IS_BETTER = (ECE,)
-FRACTION = "fraction"
 #: What colour alone reaches; a trained encoder that is not above it learned nothing.
 COLOUR = BASELINES[-1]
 #: Points of a ROC curve that are kept, and mistakes that are shown.
@@ -139,6 +143,21 @@ class Versus:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A figure of a candidate against a setting.
+
+    ``points`` are values, rising, and the figure at each; ``level`` is the figure of
+    one that knows nothing of the setting. ``setting`` sets it apart from others of its
+    candidate.
+    """
+
+    candidate: str
+    setting: Setting
+    points: tuple[tuple[str | float, Measured], ...]
+    level: Measured | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Mistake:
     """A picture that was taken for another class: its row, for what, how surely."""
 
@@ -160,6 +179,10 @@ class Summary:
     facts: Mapping[str, Any]
     leaks: tuple[str, ...] | None
     """None: not looked for; empty: none found."""
+    looked_for: tuple[str, ...]
+    """Among what, and"""
+    not_looked_for: tuple[str, ...]
+    """among what not."""
     ours: str
     """The candidate that the report is about."""
     main: Setting
@@ -196,43 +219,102 @@ class Summary:
         known = dict.fromkeys(name for s in self.scores for name in s.figures)
         return [*FIGURES, *(name for name in known if name not in FIGURES)]
 
+    @property
+    def varied(self) -> tuple[str, ...]:
+        """Settings of the pretraining that a sweep varied."""
+        return tuple(self.facts.get("varied", ()))
+
     def score(self, candidate: str, setting: Setting | None = None) -> Score | None:
         """Return a candidate's score in a setting, by default the main one.
 
-        A baseline that was tried in no setting has one score, which stands beside all.
+        What was not varied for a baseline stands beside all values.
         """
-        wanted = self.main if setting is None else setting
         mine = [score for score in self.scores if score.candidate == candidate]
-        for each in (wanted, {}):
-            for score in mine:
-                if score.setting == each:
-                    return score
-        return None
+        wanted = self.main if setting is None else setting
+        there = fitting([score.setting for score in mine], wanted)
+        return next((score for score in mine if score.setting == there), None)
 
     def best(self, setting: Setting, figure: str) -> list[str]:
         """Return who has the best mean of a figure in a setting."""
-        sign = -1 if figure in LESS_IS_BETTER else 1
-        means = {
-            who: sign * score.figures[figure].mean
-            for who in self.candidates
-            if (score := self.score(who, setting)) and figure in score.figures
-        }
-        known = [mean for mean in means.values() if not math.isnan(mean)]
-        return [who for who, mean in means.items() if known and mean == max(known)]
+        found = (self.score(who, setting) for who in self.candidates)
+        shown = [score for score in found if score is not None]
+        return [score.candidate for score in best_of(shown, figure)]
 
-    def label_curve(
-        self, candidate: str, figure: str = MAIN
-    ) -> list[tuple[float, Measured]]:
-        """Return a figure against the share of labels, rising; all else as in main."""
-        rest = {k: v for k, v in self.main.items() if k != FRACTION}
-        points = [
-            (float(score.setting[FRACTION]), score.figures[figure])
-            for score in self.scores
-            if score.candidate == candidate
-            and FRACTION in score.setting
-            and {k: v for k, v in score.setting.items() if k != FRACTION} == rest
+    def tables(self) -> list[tuple[Setting, list[Score]]]:
+        """Return the scores that stand together: all values of a sweep in one table."""
+        tables: list[tuple[Setting, list[Score]]] = []
+        for setting in self.settings:
+            fixed = unvaried(self.facts, setting)
+            if fixed in [known for known, _ in tables]:
+                continue
+            rows: list[Score] = []
+            for who in self.candidates:
+                mine = [score for score in self.scores if score.candidate == who]
+                those = [unvaried(self.facts, score.setting) for score in mine]
+                there = fitting(those, fixed)
+                pairs = zip(mine, those, strict=True)
+                rows += [score for score, its in pairs if its == there]
+            tables.append((fixed, rows))
+        return tables
+
+    @property
+    def along(self) -> list[str]:
+        """Settings that figures are drawn against: those of ours with two values."""
+        names = (FRACTION, *self._by_values()[:1])
+        return [name for name in names if len(self.values(name)) > 1]
+
+    def values(self, name: str) -> list[str | float]:
+        """Return the values of a setting that ours was tried in, rising."""
+        found = [s[name] for s in self.settings if name in s]
+        numbers = all(isinstance(value, int | float) for value in found)
+        known = list(dict.fromkeys(found))
+        return sorted(known, key=float) if numbers else known
+
+    def _by_values(self) -> list[str]:
+        """Return what was varied, that with the most values first."""
+        return sorted(self.varied, key=lambda name: -len(self.values(name)))
+
+    def curves(self, along: str, figure: str = MAIN) -> list[Curve]:
+        """Return a figure of each candidate against a setting, all else as in main.
+
+        Of a sweep of two settings ours has a curve for each value of the other.
+        """
+        split = [name for name in self.varied if name != along]
+        rest = {k: v for k, v in self.main.items() if k not in (along, *split)}
+        found: dict[Any, dict[str | float | None, Measured]] = {}
+        for score in self.scores:
+            setting = score.setting
+            fixed = {k: v for k, v in setting.items() if k not in (along, *split)}
+            if figure in score.figures and fixed.items() <= rest.items():
+                beside = {k: v for k, v in setting.items() if k in split}
+                key = score.candidate, tuple(beside.items())
+                value = setting.get(along)
+                found.setdefault(key, {})[value] = score.figures[figure]
+        return [
+            Curve(
+                candidate=who,
+                setting=dict(beside),
+                points=tuple(
+                    (value, points[value])
+                    for value in self.values(along)
+                    if value in points
+                ),
+                level=points.get(None),
+            )
+            for (who, beside), points in found.items()
         ]
-        return sorted(points, key=lambda point: point[0])
+
+
+def best_of(shown: Sequence[Score], figure: str) -> list[Score]:
+    """Return which scores have the best mean of a figure."""
+    sign = -1 if figure in LESS_IS_BETTER else 1
+    known = [
+        (score, sign * score.figures[figure].mean)
+        for score in shown
+        if figure in score.figures and not math.isnan(score.figures[figure].mean)
+    ]
+    best = max((mean for _, mean in known), default=math.nan)
+    return [score for score, mean in known if mean == best]
 
 
 # ---- summing up
@@ -257,11 +339,11 @@ def summarise(evaluation: Evaluation, *, maps: Sequence[str] = ()) -> Summary:
         raise ValueError("The evaluation has no trial. Run it first.")
     found = tuple(_scores(evaluation))
     ours = _ours(evaluation)
-    main = _main_setting(found, ours)
+    main = _main_setting(evaluation, found, ours)
     versus = tuple(_all_versus(evaluation, found, ours, main))
     predicted = _predicted(evaluation, ours, main)
     mistakes = _mistakes(evaluation, predicted)
-    made = make_maps(evaluation.embedding, maps)
+    made = make_maps(_features(evaluation, found, main), maps)
     shown = sorted(
         {mistake.row for mistake in mistakes}
         | {row for one in made for row in one.rows.tolist()}
@@ -274,10 +356,12 @@ def summarise(evaluation: Evaluation, *, maps: Sequence[str] = ()) -> Summary:
         total=len(evaluation.data),
         facts=evaluation.facts,
         leaks=evaluation.leaks,
+        looked_for=evaluation.looked_for,
+        not_looked_for=evaluation.not_looked_for,
         ours=ours,
         main=main,
         scores=found,
-        versus=versus,
+        versus=tuple(test for test, _ in versus),
         verdict=_verdict(evaluation, found, versus, ours, main),
         caveats=_caveats(evaluation, found, ours, main),
         published=evaluation.published,
@@ -288,15 +372,24 @@ def summarise(evaluation: Evaluation, *, maps: Sequence[str] = ()) -> Summary:
     )
 
 
-def _kinds(evaluation: Evaluation) -> dict[str, str]:
-    """Return what kind of candidate each is, by name."""
-    told = evaluation.facts.get("candidates", {})
-    return {str(name): str(one["kind"]) for name, one in told.items()}
+def _features(
+    evaluation: Evaluation, found: Sequence[Score], main: Setting
+) -> dict[str, Array]:
+    """Return the features of each candidate; of a sweep those of the main setting."""
+    features = {}
+    for who in dict.fromkeys(score.candidate for score in found):
+        tried = [score.setting for score in found if score.candidate == who]
+        there = fitting(tried, main) or {}
+        fixed = unvaried(evaluation.facts, there)
+        label = called(who, {k: v for k, v in there.items() if k not in fixed})
+        if label in evaluation.embedding:
+            features[who] = evaluation.embedding[label]
+    return features
 
 
 def _ours(evaluation: Evaluation) -> str:
     """Return the first candidate that is no baseline."""
-    kinds = _kinds(evaluation)
+    kinds = kinds_of(evaluation)
     known = dict.fromkeys(trial.candidate for trial in evaluation.trials)
     trained = [name for name in known if kinds.get(name) not in BASELINES]
     return next(iter([*trained, *known]))
@@ -383,20 +476,28 @@ def _rocs(truth: Array, probabilities: Array) -> Iterable[Roc]:
 
 def _all_versus(
     evaluation: Evaluation, found: Sequence[Score], ours: str, main: Setting
-) -> Iterable[Versus]:
+) -> Iterable[tuple[Versus, Score]]:
     """Compare ours with each other candidate on the pictures that both were tested on.
 
-    A baseline that knows nothing of a sweep is compared as it is.
+    A baseline that knows nothing of a sweep is compared as it is; of a sweep ours is
+    compared with its other values too.
     """
-    for other in dict.fromkeys(score.candidate for score in found):
-        theirs = [score.setting for score in found if score.candidate == other]
-        shared = main if main in theirs else {}
-        if other == ours or shared not in theirs:
-            continue
-        one = _rows_alone(evaluation, ours, main, other, shared)
-        test = compare(one, ours, other, shared)
-        yield Versus(
-            other=other,
+    fixed = unvaried(evaluation.facts, main)
+    for score in found:
+        its = score.setting
+        if score.candidate == ours:
+            if its == main or unvaried(evaluation.facts, its) != fixed:
+                continue
+            apart = {k: v for k, v in its.items() if k not in fixed}
+            told = f"{ours}, {setting_words(apart)}"
+        else:
+            tried = [s.setting for s in found if s.candidate == score.candidate]
+            if fitting(tried, main) != its:
+                continue
+            told = score.candidate
+        test = compare(evaluation, ours, score.candidate, main, its)
+        versus = Versus(
+            other=told,
             value=test.difference.value,
             low=test.difference.low,
             high=test.difference.high,
@@ -404,22 +505,20 @@ def _all_versus(
             sign_flip_p=test.sign_flip_p,
             mcnemar_p=test.mcnemar_p,
         )
+        yield versus, score
 
 
-def _rows_alone(
-    evaluation: Evaluation, ours: str, main: Setting, other: str, shared: Setting
-) -> Evaluation:
-    """Return the evaluation with the trials of these two rows alone."""
-    wanted = ((ours, main), (other, shared))
-    kept = [t for t in evaluation.trials if (t.candidate, _setting(t)) in wanted]
-    return replace(evaluation, trials=tuple(kept))
+def _main_setting(evaluation: Evaluation, found: Sequence[Score], ours: str) -> Setting:
+    """Return the first setting of ours, of those with the most labels.
 
-
-def _main_setting(found: Sequence[Score], ours: str) -> Setting:
-    """Return the first setting of ours, of those with the most labels."""
-    mine = [score.setting for score in found if score.candidate == ours]
-    most = max(float(setting.get(FRACTION, 1.0)) for setting in mine)
-    return next(s for s in mine if float(s.get(FRACTION, 1.0)) == most)
+    Of a sweep it is the value that does best.
+    """
+    mine = [score for score in found if score.candidate == ours]
+    most = max(float(score.setting.get(FRACTION, 1.0)) for score in mine)
+    full = [s for s in mine if float(s.setting.get(FRACTION, 1.0)) == most]
+    fixed = unvaried(evaluation.facts, full[0].setting)
+    swept = [s for s in full if unvaried(evaluation.facts, s.setting) == fixed]
+    return (best_of(swept, MAIN) or full)[0].setting
 
 
 def _predicted(
@@ -469,16 +568,25 @@ def _said(name: str, value: str | float) -> str:
 def _verdict(
     evaluation: Evaluation,
     found: Sequence[Score],
-    versus: Sequence[Versus],
+    versus: Sequence[tuple[Versus, Score]],
     ours: str,
     main: Setting,
 ) -> tuple[str, ...]:
     """Return what ours reached, and beside each other candidate; a tie is no win."""
-    kinds = _kinds(evaluation)
-    mine = _figure(found, ours, main)
+    kinds = kinds_of(evaluation)
+    mine = next(
+        score.figures[MAIN]
+        for score in found
+        if (score.candidate, score.setting) == (ours, main)
+    )
     said = [f"{ours} reaches a balanced accuracy of {mine.mean:.3f}{_spread(mine)}."]
-    for test in versus:
-        theirs = _figure(found, test.other, main)
+    swept = [each for each in versus if each[1].candidate == ours]
+    if swept:
+        said[0] += f" {_of_a_sweep(evaluation, swept, main)}"
+    for test, score in versus:
+        if score.candidate == ours:
+            continue
+        theirs = score.figures[MAIN]
         beats = mine.mean > theirs.mean
         said.append(_beside(test, theirs, beats=beats))
         if not beats and kinds.get(test.other) == COLOUR:
@@ -486,16 +594,26 @@ def _verdict(
                 "What it knows of the tissue is worth no more here than a histogram "
                 "of the colours: train longer, or on more slides."
             )
-    if not versus:
+    if len(swept) == len(versus):
         said.append("Nothing was examined beside it: without a baseline, no verdict.")
     return tuple(said)
 
 
-def _figure(found: Sequence[Score], candidate: str, main: Setting) -> Measured:
-    """Return the balanced accuracy of a candidate in a setting, or outside of all."""
-    mine = [score for score in found if score.candidate == candidate]
-    there = [score for score in mine if score.setting == main] or mine
-    return there[0].figures[MAIN]
+def _of_a_sweep(
+    evaluation: Evaluation, others: Sequence[tuple[Versus, Score]], main: Setting
+) -> str:
+    """Return how the value that does best stands to the one that comes next."""
+    fixed = unvaried(evaluation.facts, main)
+    best = setting_words({k: v for k, v in main.items() if k not in fixed})
+    test, score = max(others, key=lambda each: each[1].figures[MAIN].mean)
+    its = {k: v for k, v in score.setting.items() if k not in fixed}
+    shown = not math.isnan(test.p) and test.p < SIGNIFICANT
+    return (
+        f"Of {len(others) + 1} values it does best with {best}; next comes "
+        f"{setting_words(its)} ({score.figures[MAIN].mean:.3f}"
+        f"{'' if math.isnan(test.p) else f'; p = {test.p:.2g} over patients'})"
+        f"{'.' if shown else ', which chance alone may explain.'}"
+    )
 
 
 def _beside(test: Versus, theirs: Measured, *, beats: bool) -> str:
@@ -525,6 +643,11 @@ def _caveats(
     score = next(s for s in found if s.candidate == ours and s.setting == main)
     data, tested = evaluation.data, np.sum(score.confusion, 1)
     said = [*evaluation.notes, *data.notes]
+    if any(name in main for name in evaluation.facts.get("varied", ())):
+        said.append(
+            "Which value does best was judged by the pictures tested on: its score is "
+            "a little too good. Confirm it on other pictures."
+        )
     lacking = [
         n for n, many in zip(data.classes.names, tested, strict=True) if not many
     ]

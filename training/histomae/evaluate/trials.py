@@ -7,19 +7,34 @@ evaluation.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from histomae.data.labelled import LabelledSet
 
 Array = np.ndarray[Any, Any]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+Setting = Mapping[str, str | float]
+
+
+def words_of(setting: Setting) -> str:
+    """Return a setting in words, named as in tables: ``fraction 0.2, draw 1``."""
+    return ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in setting.items()
+    )
+
+
+def called(candidate: str, setting: Setting) -> str:
+    """Return what one row of the table is called."""
+    return " ".join(filter(None, [candidate, words_of(setting)]))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,7 +43,7 @@ class Trial:
 
     candidate: str
     """Whose it is: the encoder's name, or that of a baseline, such as colour."""
-    setting: Mapping[str, str | float]
+    setting: Setting
     """What was varied, such as protocol, fraction, draw, magnification."""
     fold: int
     tested: Indices
@@ -46,7 +61,7 @@ class Trial:
     chosen: Mapping[str, str | float] = field(default_factory=dict)
     """What validation chose, such as C, temperature, epoch."""
 
-    def of(self, tested: Indices, setting: Mapping[str, str | float]) -> Trial:
+    def of(self, tested: Indices, setting: Setting) -> Trial:
         """Return the trial of some of the rows tested, told apart by more setting."""
         kept = np.isin(self.tested, tested)
         picture, votes = self.patch_picture, self.patch_probabilities
@@ -78,6 +93,10 @@ class Evaluation:
     leaks: tuple[str, ...] | None = None
     """Sentences on what stands on two sides; empty: looked for and none found; None:
     not looked for."""
+    looked_for: tuple[str, ...] = ()
+    """Among what leaks were looked for, and"""
+    not_looked_for: tuple[str, ...] = ()
+    """among what they were not, such as pixels."""
     notes: tuple[str, ...] = ()
     """Sentences: what the numbers do not show."""
     embedding: Mapping[str, Array] = field(default_factory=dict)

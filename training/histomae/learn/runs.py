@@ -311,6 +311,18 @@ class RunFolder:
         with write_beside(self.events_file) as beside:
             beside.write_text("".join(lines), "utf-8", newline="\n")
 
+    def forget_unstarted(self) -> None:
+        """Empty the folder of a run that failed before it began, for another try."""
+        if self.last.exists() or any(isinstance(e, Started) for e in self.events()):
+            return
+        for file in (
+            *(self.config_file, self.events_file),
+            *(self.crops_file, self.bags_file),
+        ):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            self.path.rmdir()
+
     def discard(self) -> None:
         """Remove the checkpoints."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
@@ -515,17 +527,20 @@ class EventReader:
 
 
 @contextmanager
-def stop_on_signals(run: RunFolder) -> Iterator[None]:
+def stop_on_signals(run: RunFolder) -> Iterator[list[int]]:
     """Make Ctrl-C and SIGTERM ask the run to stop and keep; the second one kills.
 
-    For the main thread of a process that trains; elsewhere it does nothing.
+    For the main thread of a process that trains; elsewhere it does nothing. Yields a
+    list to which a signal that came is added.
     """
+    asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield asked
         return
     before: dict[signal.Signals, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         for known, handler in before.items():
             signal.signal(known, handler)
         run.request("stop")
@@ -533,7 +548,7 @@ def stop_on_signals(run: RunFolder) -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM):
         before[number] = signal.signal(number, ask)
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
