@@ -15,9 +15,9 @@ with shapes rounded from the true factor, ``f`` is off by at most half a pixel o
 level over the whole slide. ``EDGE_TO_CENTRE`` below is the only half pixel there is.
 
 Layers that we make carry ``metadata["histomae"]``, with the slide's id and a ``kind``:
-``slide``, ``tissue``, ``heatmap``, ``classes``, ``objects``, ``centres``, ``picture``,
-``outline``, ``lesion``, ``marks``, ``arrows`` or ``annotations``; ``sample`` is a
-picture of no slide. No other layer is ever touched.
+``slide``, ``tissue``, ``heatmap``, ``classes``, ``areas``, ``objects``, ``centres``,
+``picture``, ``outline``, ``lesion``, ``marks``, ``arrows`` or ``annotations``;
+``sample`` is a picture of no slide. No other layer is ever touched.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels, Layer, Points, Shapes, Vectors
 
     from histomae.errors import SlideError
-    from histomae.infer.dense import SlideMarks
+    from histomae.infer.segment import SlideMarks
     from histomae.slides.annotations import Annotation
     from histomae.slides.heatmap import Heatmap
     from histomae.slides.pyramid import PyramidLevel
@@ -51,6 +51,10 @@ Color = tuple[int, int, int]
 
 #: From an edge coordinate in level-0 pixels to napari's data coordinate.
 EDGE_TO_CENTRE = -0.5
+#: Kinds, and names, of the layers of what a segmenter found.
+SEGMENTED = ("areas", "objects", "centres")
+#: Width of a centre, pixels that the segmenter sees.
+CENTRE_SIZE = 6.0
 #: Width of the outline of a tile, pixels of the screen.
 OUTLINE_PX = 2.0
 #: Key of our entry in a layer's metadata.
@@ -145,6 +149,24 @@ def look_at(
     size = max(np.array([y1 - y0, x1 - x0]) * pixel_size_yx(slide))
     if not 0.05 <= size * eye.zoom / VIEW_PX <= 0.9:
         eye.zoom = 0.3 * VIEW_PX / size
+
+
+def view_l0(
+    viewer: napari.viewer.Viewer, slide: Slide
+) -> tuple[float, float, float, float]:
+    """Return what is seen of a slide's plane, (x0, y0, x1, y1), level-0 pixels."""
+    eye = camera(viewer)
+    half = np.array(canvas_size(viewer), float) / eye.zoom / 2
+    centre = np.array(eye.center[-2:])
+    x0, y0 = l0_from_world(slide, centre - half)
+    x1, y1 = l0_from_world(slide, centre + half)
+    return float(x0), float(y0), float(x1), float(y1)
+
+
+def canvas_size(viewer: napari.viewer.Viewer) -> tuple[int, int]:
+    """Return (height, width) of the canvas, screen pixels; napari 0.9 made it known."""
+    size = getattr(getattr(viewer, "canvas", None), "size", None)
+    return tuple(viewer._canvas_size) if size is None else tuple(size)  # type: ignore[return-value]
 
 
 # ---- the slide itself
@@ -376,6 +398,7 @@ def show_classes(
     class_names: Sequence[str],
     class_colors: Sequence[Color],
     *,
+    kind: str = "classes",
     shown: Iterable[int] | None = None,
     opacity: float = OVERLAY_OPACITY,
     visible: bool = True,
@@ -396,7 +419,7 @@ def show_classes(
     }
     few = len(class_names) < 256
     labels = np.asarray(heatmap.values).astype(np.uint8 if few else np.uint16)
-    layer = _show(viewer, slide, "classes", name, labels, attributes, viewer.add_labels)
+    layer = _show(viewer, slide, kind, name, labels, attributes, viewer.add_labels)
     layer.editable = False
     return layer
 
@@ -469,51 +492,85 @@ def show_picture(
     return _show(viewer, slide, "picture", name, rgb, attributes, viewer.add_image)
 
 
-def show_objects(
-    viewer: napari.viewer.Viewer, slide: Slide, marks: SlideMarks
-) -> tuple[Labels, Labels, Points]:
-    """Show what was marked on a part of a slide: classes, objects, and their centres.
+def show_segmented(
+    viewer: napari.viewer.Viewer,
+    slide: Slide,
+    marks: SlideMarks,
+    *,
+    shown: Iterable[int] | None = None,
+    opacity: float = OVERLAY_OPACITY,
+) -> list[Layer]:
+    """Show what a segmenter found on a part of a slide: areas, objects, their centres.
 
-    The centres carry their class in the layer's table, and are coloured by it. Layers
-    of the same names on the same slide are replaced.
+    Of areas there is one layer, their classes; of objects two more: their numbers, at
+    first hidden, and their centres, which carry class and size in the layer's table.
+    ``shown`` lists the classes (1 to K) that are drawn. Layers of the same names on the
+    same slide are replaced.
     """
-    prefix = f"{slide.name} · "
-    classes = show_classes(
-        viewer, slide, marks.classes, f"{prefix}areas", marks.names, marks.colors
-    )
-    objects = _show(
+    prefix, table = f"{slide.name} · ", marks.table
+    # Another part, another segmenter: what is left of the last one would mislead.
+    for name in SEGMENTED:
+        remove(viewer, slide, prefix + name)
+    layers: list[Layer] = [
+        show_classes(
+            viewer,
+            slide,
+            marks.classes,
+            f"{prefix}areas",
+            table.class_names,
+            table.class_colors,
+            kind="areas",
+            shown=shown,
+            opacity=opacity,
+        )
+    ]
+    if marks.areas:
+        return layers
+    objects = marks.objects
+    place = raster_placement(slide, objects.origin_xy_l0, objects.pixel_size_l0)
+    numbers = _show(
         viewer,
         slide,
         "objects",
         f"{prefix}objects",
-        np.asarray(marks.objects.values).astype(np.int32),
-        {
-            **raster_placement(
-                slide, marks.objects.origin_xy_l0, marks.objects.pixel_size_l0
-            ),
-            "opacity": OVERLAY_OPACITY,
-            "visible": False,
-        },
+        np.asarray(objects.values).astype(np.int32),
+        {**place, "opacity": opacity, "visible": False},
         viewer.add_labels,
     )
-    remove(viewer, slide, f"{prefix}centres")
     centres = _show(
         viewer,
         slide,
         "centres",
         f"{prefix}centres",
-        marks.centres_l0[:, ::-1] + EDGE_TO_CENTRE,
+        table.centres_l0[:, ::-1] + EDGE_TO_CENTRE,
         {
             "scale": pixel_size_yx(slide),
             "units": units(slide),
-            "features": {"class": np.array(marks.names, object)[marks.labels]},
-            "face_color": np.array(marks.colors)[marks.labels] / 255,
+            "features": {
+                "class": [table.class_names[label] for label in table.labels],
+                "area": np.round(table.sizes, 1),
+            },
+            "face_color": (np.array(table.class_colors) / 255)[table.labels],
             "border_color": "white",
-            "size": 6.0 * max(marks.objects.pixel_size_l0),
+            "border_width": 0.1,
+            "size": CENTRE_SIZE * max(objects.pixel_size_l0),
+            "shown": shown_centres(table.labels, shown),
         },
         viewer.add_points,
     )
-    return classes, objects, centres
+    return [*layers, numbers, centres]
+
+
+def shown_centres(labels: Array, shown: Iterable[int] | None) -> Array:
+    """Return which centres are drawn, bool (n,), of labels (n,), 0 to K - 1."""
+    if shown is None:
+        return np.ones(len(labels), bool)
+    return np.isin(labels + 1, list(shown))
+
+
+def segmented_layers(viewer: napari.viewer.Viewer, slide: Slide) -> list[Layer]:
+    """Return the layers of what a segmenter found on a slide."""
+    return [x for kind in SEGMENTED for x in layers_of(viewer, slide, kind)]
 
 
 def show_sample(

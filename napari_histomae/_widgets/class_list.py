@@ -73,8 +73,14 @@ class ClassList(QWidget):
 
     def set_areas(self, areas_mm2: Sequence[float]) -> None:
         """Show the area of each class, mm²."""
-        for label, area in zip(self.areas, areas_mm2, strict=True):
-            label.setText(f"{area:.2f} mm²" if area < 1 else f"{area:.1f} mm²")
+        self.set_words(
+            [f"{area:.2f} mm²" if area < 1 else f"{area:.1f} mm²" for area in areas_mm2]
+        )
+
+    def set_words(self, words: Sequence[str]) -> None:
+        """Show how much there is of each class."""
+        for label, text in zip(self.areas, words, strict=True):
+            label.setText(text)
 
     def _row(self, name: str, color: Color) -> QWidget:
         row = QWidget()

@@ -22,7 +22,7 @@ import timm
 import torch
 from PIL import Image
 
-from histomae import cli
+from histomae import cli, cli_shared
 from histomae.config import METHOD_DEFAULTS, load_recipe
 from histomae.errors import HistomaeError
 from histomae.evaluate.slides import ANCHORS, CLASS_TOKEN, FINE_TUNED, MEAN, MIL
@@ -133,7 +133,7 @@ def small(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HISTOMAE_HOME", str(tmp_path_factory.mktemp("home")))
         patch.setitem(vit.ENCODER_SIZES, "vit_micro", (16, 1, 2))
-        patch.setattr(cli, "LINE_EVERY_S", 1e9)
+        patch.setattr(cli_shared, "LINE_EVERY_S", 1e9)
         yield
     torch.set_num_threads(threads)
 
@@ -1312,14 +1312,14 @@ def test_a_stopped_run_goes_on(stopped, folder):
 @contextlib.contextmanager
 def listening(hear):
     """Tell ``hear`` of every event that is shown."""
-    show = cli._show_event
+    show = cli_shared.show_event
 
     def show_and_tell(event, meter):
         show(event, meter)
         hear(event)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, "_show_event", show_and_tell)
+        patch.setattr(cli_shared, "show_event", show_and_tell)
         yield
 
 
@@ -1398,7 +1398,7 @@ def some_work():
 def test_a_terminal_gets_bars(monkeypatch):
     screen = Terminal()
     monkeypatch.setattr(sys, "stderr", screen)
-    assert cli.show(some_work()) == "result"
+    assert cli_shared.show(some_work()) == "result"
     assert "\r" in screen.getvalue()
     assert "begun" in screen.getvalue()
     assert "second: 100 %|" in screen.getvalue()
@@ -1408,9 +1408,9 @@ def test_a_terminal_gets_bars(monkeypatch):
 
 
 def test_a_pipe_gets_a_line_every_so_often(monkeypatch):
-    monkeypatch.setattr(cli, "LINE_EVERY_S", 10.0)
+    monkeypatch.setattr(cli_shared, "LINE_EVERY_S", 10.0)
     pipe, now = io.StringIO(), [0.0]
-    lines = cli.Lines(pipe, clock=lambda: now[0])
+    lines = cli_shared.Lines(pipe, clock=lambda: now[0])
     for second in range(100):
         now[0] = float(second)
         lines.move("training", second, 1000, "loss 0.9")
@@ -1435,7 +1435,7 @@ def test_a_pipe_gets_a_line_every_so_often(monkeypatch):
     ],
 )
 def test_time_left(seconds, said):
-    assert cli.time_left(seconds) == said
+    assert cli_shared.time_left(seconds) == said
 
 
 def test_work_that_fails_is_closed(monkeypatch):
@@ -1451,9 +1451,9 @@ def test_work_that_fails_is_closed(monkeypatch):
     def fail(event, meter):
         raise HistomaeError("It broke. Mend it.")
 
-    monkeypatch.setattr(cli, "_show_event", fail)
+    monkeypatch.setattr(cli_shared, "show_event", fail)
     with pytest.raises(HistomaeError):
-        cli.show(work())
+        cli_shared.show(work())
     assert closed == [True]
 
 

@@ -11,41 +11,44 @@ import argparse
 import io
 import os
 import sys
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TextIO, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 import tyro
-from tqdm import tqdm
 
 from histomae import __version__
+from histomae.cli_segment import Segment, TeachSegmenter
+from histomae.cli_shared import (
+    Encoder,
+    File,
+    Folder,
+    Slides,
+    check_least,
+    check_share,
+    checkpoint_of,
+    complain,
+    counted,
+    each_of,
+    encoder_of,
+    last_of,
+    mention,
+    say,
+    show,
+    told_apart,
+)
 from histomae.config import METHOD_DEFAULTS, PretrainConfig, load_recipe
 from histomae.errors import (
     CheckpointError,
     ConfigError,
-    DataSetError,
     HistomaeError,
     NotEnoughDataError,
     RunError,
-    SlideError,
-    UpsamplingError,
 )
-from histomae.events import (
-    Event,
-    Finished,
-    HeldOut,
-    Note,
-    Preview,
-    Progress,
-    Result,
-    Saved,
-    Started,
-    Step,
-)
+from histomae.events import Event, Started
 from histomae.files import new_run_path, runs_folder
 
 if TYPE_CHECKING:
@@ -55,7 +58,6 @@ if TYPE_CHECKING:
     from histomae.evaluate.protocols import Protocol as HowToExamine
     from histomae.evaluate.protocols import Settings
     from histomae.infer.embedder import EncoderChoice
-    from histomae.infer.encoder import TileEncoder
     from histomae.infer.regions import Region
     from histomae.learn.runs import RunFolder
     from histomae.models.probe import Probe as FittedProbe
@@ -66,20 +68,6 @@ ABOUT = (
     "Masked autoencoders on whole-slide images. For research only: this is no medical "
     "device. 'histomae pretrain --help' tells more of a command."
 )
-#: What is wrong with one slide of several: the others are still done.
-OF_ONE_SLIDE = (SlideError, DataSetError, UpsamplingError, NotEnoughDataError)
-BAR = "{desc}: {percentage:3.0f} %|{bar}| {n_fmt} of {total_fmt}{postfix}"
-#: Without a terminal a line tells of the progress so often, seconds.
-LINE_EVERY_S = 10.0
-
-Folder = Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
-File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
-Encoder = Annotated[Path, tyro.conf.arg(metavar="FILE|FOLDER")]
-Slides = Annotated[
-    tuple[Path, ...],
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="SLIDE [SLIDE ...]", help_behavior_hint=""),
-]
 
 
 # The commands ----------------------------------------------------------------
@@ -253,7 +241,7 @@ class Probe:
         return show(
             teach_pictures(
                 data,
-                _encoder(self.encoder, self.device),
+                encoder_of(self.encoder, self.device),
                 mpp=self.picture_mpp,
                 pooling=self.pooling,
                 allow_upsampling=self.allow_upsampling,
@@ -274,11 +262,11 @@ class Probe:
         if len(self.slides) != len(self.regions):
             raise ConfigError(
                 "regions",
-                f"{_count(len(self.regions), 'file')} for "
-                f"{_count(len(self.slides), 'slide')}. Give one GeoJSON file for each "
+                f"{counted(len(self.regions), 'file')} for "
+                f"{counted(len(self.slides), 'slide')}. Give one GeoJSON file for each "
                 "slide, in the same order.",
             )
-        encoder = _encoder(self.encoder, self.device)
+        encoder = encoder_of(self.encoder, self.device)
         with ExitStack() as stack:
             labelled = []
             copies = show(local_copies(self.slides))
@@ -334,7 +322,7 @@ class _OnSlides(_IntoFolder):
             with Slide.open(path, fallback_mpp=self.slide_mpp, tissue=counts) as slide:
                 look(slide)
 
-        _each(_told_apart(self.slides), open_and_look)
+        each_of(told_apart(self.slides), open_and_look)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,8 +344,8 @@ class Predict(_OnSlides):
         from histomae.infer.predict import check_fits, predict_slide
         from histomae.models.probe import Probe as FittedProbe
 
-        _check_share("min_tissue", self.min_tissue)
-        encoder = _encoder(self.encoder, self.device)
+        check_share("min_tissue", self.min_tissue)
+        encoder = encoder_of(self.encoder, self.device)
         probe = FittedProbe.load(self.probe)
         check_fits(encoder, probe)
 
@@ -370,7 +358,7 @@ class Predict(_OnSlides):
             write_csv(self.out / f"{slide.name}.csv", table)
             areas = prediction.area_mm2().items()
             told = ", ".join(f"{name} {area:.2f} mm²" for name, area in areas)
-            say(f"{slide.name}: {_count(len(table), 'tile')}, {told}")
+            say(f"{slide.name}: {counted(len(table), 'tile')}, {told}")
 
         self.on_each(look)
 
@@ -402,7 +390,7 @@ class Reconstruct(_OnSlides):
         from histomae.infer.predict import tissue_grid
 
         self._check()
-        encoder = _encoder(self.encoder, self.device)
+        encoder = encoder_of(self.encoder, self.device)
         if not encoder.has_decoder:
             raise CheckpointError(
                 f"{self.encoder.name} is an encoder without its decoder, so it cannot "
@@ -431,11 +419,11 @@ class Reconstruct(_OnSlides):
         self.on_each(look)
 
     def _check(self) -> None:
-        _check_share("min_tissue", self.min_tissue)
+        check_share("min_tissue", self.min_tissue)
         if self.mask_ratio is not None:
-            _check_share("mask_ratio", self.mask_ratio)
+            check_share("mask_ratio", self.mask_ratio)
         for name, least in (("seed", 0), ("examples", 1)):
-            _check_least(name, getattr(self, name), least)
+            check_least(name, getattr(self, name), least)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -473,10 +461,10 @@ class Attend(_OnSlides):
         from histomae.infer.shares import share_on_lesion
         from histomae.models.probe import Probe as FittedProbe
 
-        _check_share("min_tissue", self.min_tissue)
+        check_share("min_tissue", self.min_tissue)
         if (self.probe is None) != (not self.class_name):
             raise ConfigError("class_name", "and probe go together. Give both.")
-        encoder = _encoder(self.encoder, self.device)
+        encoder = encoder_of(self.encoder, self.device)
         probe = None if self.probe is None else FittedProbe.load(self.probe)
         wanted = ("block", "head", "query", "class_name")
         how = {name: getattr(self, name) for name in wanted}
@@ -539,8 +527,8 @@ class Embed(_IntoFolder):
         from histomae.infer.embed import SlideEmbedding
         from histomae.infer.embedder import open_embedder
 
-        _check_share("min_tissue", self.min_tissue)
-        slides = _told_apart(self.slides)
+        check_share("min_tissue", self.min_tissue)
+        slides = told_apart(self.slides)
         choice = self._choice(slides)
         embedding = SlideEmbedding(
             open_embedder(choice), self.pooling, self.min_tissue, self.batch_size
@@ -581,8 +569,8 @@ class Embed(_IntoFolder):
         if len(self.regions) != len(slides):
             raise ConfigError(
                 "regions",
-                f"{_count(len(self.regions), 'file')} for "
-                f"{_count(len(slides), 'slide')}. Give one GeoJSON file for each "
+                f"{counted(len(self.regions), 'file')} for "
+                f"{counted(len(slides), 'slide')}. Give one GeoJSON file for each "
                 "slide, in the same order.",
             )
         files = dict(zip(slides, self.regions, strict=True))
@@ -601,7 +589,7 @@ class Embed(_IntoFolder):
 
         source = self.encoder
         if Path(source).is_dir():
-            source = str(_last_of(Path(source)))
+            source = str(last_of(Path(source)))
         asked = ("architecture", "tile_px", "mpp", "mean", "std", "device", "precision")
         choice = EncoderChoice(
             source=source, **{name: getattr(self, name) for name in asked}
@@ -616,7 +604,7 @@ class Embed(_IntoFolder):
         were = "was" if finished == 1 else "were"
         before = f", {finished} {were} done before" if finished else ""
         what = "region" if self.regions else "slide"
-        return f"{self.out}: {_count(written, what)} embedded{before}"
+        return f"{self.out}: {counted(written, what)} embedded{before}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -774,7 +762,7 @@ class Judge:
         bags, labels = show(read_cohort(self.features, self.labels))
         pama, seen = None, []
         if self.encoder is not None:
-            checkpoint = load_slide_checkpoint(_checkpoint(self.encoder))
+            checkpoint = load_slide_checkpoint(checkpoint_of(self.encoder))
             check_alike(list(bags.values()), checkpoint.header.features)
             pama = slide_encoder_from(checkpoint).to(pick_device(self.device))
             slides = {bag.slide for bag in bags.values()}
@@ -801,7 +789,7 @@ class Judge:
 
     def _check(self) -> None:
         for name, least in (("folds", 2), ("epochs", 1), ("seed", 0)):
-            _check_least(name, getattr(self, name), least)
+            check_least(name, getattr(self, name), least)
         if not self.features:
             raise ConfigError(
                 "features", "none is given. Name feature files or a folder of them."
@@ -1108,7 +1096,7 @@ class CheckDataset:
         for line in check.wrong:
             say(line)
         if check.wrong:
-            complain(f"{self.path}: {_count(len(check.wrong), 'thing')} wrong.")
+            complain(f"{self.path}: {counted(len(check.wrong), 'thing')} wrong.")
             sys.exit(1)
         say("nothing is wrong")
 
@@ -1141,7 +1129,7 @@ class Info:
             (here,) = show(local_copies([path]))
             say("\n".join(describe(here, slide_mpp=self.slide_mpp)))
 
-        _each(
+        each_of(
             [one for path in self.paths for one in contents(path)],
             tell,
             of_one=(HistomaeError,),
@@ -1289,6 +1277,8 @@ COMMANDS: dict[str, type[Callable[[], None]]] = {
     "pretrain": Pretrain,
     "probe": Probe,
     "predict": Predict,
+    "segment": Segment,
+    "segment teach": TeachSegmenter,
     "reconstruct": Reconstruct,
     "attend": Attend,
     "embed": Embed,
@@ -1390,217 +1380,3 @@ def _any_command() -> Any:
         for name, command in COMMANDS.items()
     )
     return Union[commands]  # noqa: UP007  (made at run time)
-
-
-# What the commands share -----------------------------------------------------
-
-
-def _each(
-    paths: Sequence[Path],
-    do: Callable[[Path], None],
-    *,
-    of_one: tuple[type[HistomaeError], ...] = OF_ONE_SLIDE,
-) -> None:
-    """Do something to each path; go on after those that fail, then exit with 1."""
-    failed = 0
-    for path in paths:
-        try:
-            do(path)
-        except of_one as error:
-            complain(error)
-            failed += 1
-    if failed and len(paths) > 1:
-        complain(f"{failed} of {len(paths)} failed.")
-    if failed:
-        sys.exit(1)
-
-
-def _told_apart(paths: Sequence[Path]) -> list[Path]:
-    """Return the slides among files, folders and addresses; no two of one name."""
-    from histomae.slides.find import find_slides
-    from histomae.slides.remote import local_copies
-
-    if not paths:
-        raise ConfigError("slides", "none is given. Name slides or a folder.")
-    by_name: dict[str, Path] = {}
-    for path in find_slides(show(local_copies(paths))):
-        other = by_name.setdefault(path.stem, path)
-        if other != path:
-            raise ConfigError(
-                "slides",
-                f"{other} and {path} would write the same files. Do them one after the "
-                "other, each with its own --out.",
-            )
-    return list(by_name.values())
-
-
-def _encoder(path: Path, device: str) -> TileEncoder:
-    """Load an encoder from a checkpoint, or from the last one of a run folder."""
-    from histomae.infer.encoder import TileEncoder
-
-    return TileEncoder.load(_checkpoint(path), device=device)
-
-
-def _checkpoint(path: Path) -> Path:
-    """Return the checkpoint that is named: a file, or the last one of a run folder."""
-    return _last_of(path) if path.is_dir() else path
-
-
-def _last_of(folder: Path) -> Path:
-    """Return the last checkpoint of a run folder."""
-    from histomae.learn.runs import RunFolder
-
-    last = RunFolder(folder).last
-    if not last.exists():
-        raise CheckpointError(
-            f"{folder} holds no checkpoint. Give a run folder whose training has "
-            "saved one, or a file."
-        )
-    return last
-
-
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ConfigError(
-            name, f"{value:g} is out of range. Choose a number from 0 to 1."
-        )
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(name, f"{value} is out of range. Choose at least {least}.")
-
-
-# Showing ---------------------------------------------------------------------
-
-
-def say(text: object) -> None:
-    """Print a line of results, at once."""
-    print(text, flush=True)
-
-
-def mention(text: str) -> None:
-    """Print a line beside the results."""
-    tqdm.write(text, file=sys.stderr)
-
-
-def complain(error: object) -> None:
-    """Print what went wrong as one line on standard error."""
-    print(f"histomae: {' '.join(str(error).splitlines())}", file=sys.stderr)
-
-
-def show(work: Generator[Event, None, Result]) -> Result:
-    """Run long work to its end, showing its events on standard error."""
-    meter: Meter = Bar() if sys.stderr.isatty() else Lines(sys.stderr)
-    try:
-        while True:
-            try:
-                _show_event(next(work), meter)
-            except StopIteration as stop:
-                return stop.value  # type: ignore[no-any-return]
-    finally:
-        meter.close()
-        work.close()
-
-
-class Meter(Protocol):
-    """Shows how far work has come."""
-
-    def move(self, what: str, done: int, total: int, told: str) -> None:
-        """Show ``done`` of ``total`` of the work called ``what``, and what is told."""
-
-    def close(self) -> None:
-        """End what is shown."""
-
-
-def _show_event(event: Event, meter: Meter) -> None:
-    match event:
-        case Progress():
-            told = time_left(event.seconds_left)
-            meter.move(event.what, event.done, event.total, told)
-        case Step():
-            pace = f"loss {event.loss:.4f}, {event.images_per_s:.0f} images/s"
-            told = ", ".join(filter(None, [pace, time_left(event.seconds_left)]))
-            meter.move("training", event.step, event.total_steps, told)
-        case Started():
-            begun = f"going on after step {event.step}; " if event.step else ""
-            mpp = "" if event.mpp is None else f", at {event.mpp:.3g} µm/px"
-            mention(
-                f"{event.method}: {begun}{_count(event.crops, event.what)}, "
-                f"{event.held_out_crops} held out{mpp}; {event.parameters / 1e6:.1f} M "
-                f"parameters on {event.device} in {event.precision}"
-            )
-        case HeldOut():
-            mention(f"step {event.step}: held-out loss {event.loss:.4f}")
-        case Preview() | Saved():
-            mention(f"step {event.step}: wrote {event.path}")
-        case Note():
-            mention(event.text)
-        case Finished():
-            meter.close()
-            mention(f"{event.reason} at step {event.step}")
-
-
-class Bar:
-    """A moving bar, for a terminal."""
-
-    def __init__(self) -> None:
-        self._bar: tqdm[Any] | None = None
-
-    def move(self, what: str, done: int, total: int, told: str) -> None:
-        """Move the bar; other work gets a new one."""
-        if self._bar is not None and self._bar.desc != what:
-            self._bar.leave = False  # it went over into what comes
-            self.close()
-        if self._bar is None:
-            self._bar = tqdm(
-                desc=what, total=total, initial=done, bar_format=BAR, dynamic_ncols=True
-            )
-        self._bar.set_postfix_str(told, refresh=False)
-        self._bar.update(done - self._bar.n)
-        if done >= total:  # it stays above what comes
-            self.close()
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-class Lines:
-    """A line every so often, for a file or a pipe."""
-
-    def __init__(
-        self, stream: TextIO, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._stream, self._clock = stream, clock
-        self._last = clock()
-
-    def move(self, what: str, done: int, total: int, told: str) -> None:
-        """Print a line if the last one is old, or the work is done."""
-        now = self._clock()
-        if done < total and now - self._last < LINE_EVERY_S:
-            return
-        self._last = now
-        share = f"{what}: {done} of {total} ({done / max(total, 1):.0%})"
-        line = ", ".join(filter(None, [share, told]))
-        print(line, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        """Nothing is left open."""
-
-
-def time_left(seconds: float | None) -> str:
-    """Return ``4 min left``; empty where it is not known, or nothing is left."""
-    if not seconds or seconds < 1:
-        return ""
-    if seconds < 90:
-        return f"{seconds:.0f} s left"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min left"
-    return f"{seconds / 3600:.1f} h left"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"

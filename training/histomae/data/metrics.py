@@ -249,11 +249,40 @@ def bootstrap_interval(
     if count < 2:
         return float("nan"), float("nan")
     each = _confusions(labels, predicted, group, num_classes, num_groups=count)
-    drawn = [
-        metric(np.tensordot(times, each, axes=1))
-        for times in _times_drawn(count, draws, seed)
-    ]
-    return _interval(np.concatenate(drawn), level)
+    return bootstrap_sums(each, metric, seed=seed, draws=draws, level=level)
+
+
+def bootstrap_sums(
+    each: Array,
+    metric: Callable[[Array], Array],
+    *,
+    seed: int = 0,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Return a percentile interval of a metric of sums over groups.
+
+    Parameters
+    ----------
+    each
+        (P, ...): of each group, such as its confusion matrix or its counts.
+    metric
+        From sums (draws, ...) to numbers (draws,); draws that give NaN do not count.
+
+    Returns
+    -------
+    tuple[float, float]
+        Low and high; NaN with fewer than two groups, which show no spread.
+    """
+    if len(each) < 2:
+        return float("nan"), float("nan")
+    drawn = np.concatenate(
+        [
+            metric(np.tensordot(times, each, axes=1))
+            for times in _times_drawn(len(each), draws, seed)
+        ]
+    )
+    return _interval(drawn[~np.isnan(drawn)], level)
 
 
 def bootstrap_mean(

@@ -115,16 +115,16 @@ def whole_square(
     Parameters
     ----------
     picture
-        uint8 (H, W, 3) or (H, W).
+        uint8 (H, W, 3) or (H, W); or int32 (H, W), of numbers.
 
     Returns
     -------
-    uint8 (side_px, side_px, 3) or (side_px, side_px).
+    (side_px, side_px, 3) or (side_px, side_px), of the same type.
     """
     factor = side_px / max(picture.shape[:2])
     high, wide = (max(1, round(side * factor)) for side in picture.shape[:2])
     small = Image.fromarray(picture).resize((wide, high), resample)
-    square = np.zeros((side_px, side_px, *picture.shape[2:]), np.uint8)
+    square = np.zeros((side_px, side_px, *picture.shape[2:]), picture.dtype)
     y, x = (side_px - high) // 2, (side_px - wide) // 2
     square[y : y + high, x : x + wide] = small
     return square

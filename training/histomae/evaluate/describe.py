@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,16 +12,25 @@ from histomae.errors import CheckpointError, SlideError
 from histomae.events import Failed, HeldOut, Step
 from histomae.exchange.features import SUFFIX, read_features
 from histomae.learn.runs import RunFolder
-from histomae.models.checkpoint import SLIDE_KEY, Header, held_in, load_checkpoint
+from histomae.models.checkpoint import (
+    SEGMENTER_KEY,
+    SLIDE_KEY,
+    held_in,
+    load_checkpoint,
+)
 from histomae.models.probe import Probe
+from histomae.models.segmenter import Segmenter, load_segmenter, segmenter_id
 from histomae.models.slide_checkpoint import SlideCheckpoint, load_slide_checkpoint
 from histomae.models.tensor_files import is_tensor_file
 from histomae.slides.find import find_slides
 from histomae.slides.slide import Slide
 from histomae.slides.tissue import tissue_mask
 
-#: Files that hold an encoder or a probe, also when they are damaged.
-WEIGHTS_SUFFIXES = (".safetensors", ".probe")
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Files that hold an encoder, a probe or a segmenter, also when they are damaged.
+WEIGHTS_SUFFIXES = (".safetensors", ".probe", ".segmenter")
 #: What is said of the last event of a kind.
 LAST_OF = (
     (Step, "step {0.step} of {0.total_steps}, loss {0.loss:.4f}"),
@@ -123,9 +133,12 @@ def _levels(slide: Slide) -> str:
 
 
 def describe_weights(path: Path) -> list[str]:
-    """Describe a checkpoint of an encoder of tiles or of slides, or a probe."""
-    if path.is_file() and is_tensor_file(path) and held_in(path) == SLIDE_KEY:
+    """Describe a checkpoint: an encoder of tiles or of slides, a probe, a segmenter."""
+    held = held_in(path) if path.is_file() and is_tensor_file(path) else None
+    if held == SLIDE_KEY:
         return _describe_slide_encoder(path, load_slide_checkpoint(path))
+    if held == SEGMENTER_KEY:
+        return _describe_segmenter(path, load_segmenter(path))
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError as not_an_encoder:
@@ -142,10 +155,31 @@ def describe_weights(path: Path) -> list[str]:
         + (f"mask ratio {header.mask_ratio:g}, " if header.mask_ratio else "")
         + (f"decoder {decoder.dim} × {decoder.depth}" if decoder else "no decoder"),
         f"  tiles of {header.tile_px} px"
-        + (", whole pictures" if header.mpp is None else f" at {header.mpp:.4g} µm/px")
+        + _at(header.mpp)
         + (" (a pixel size was entered by hand)" if header.mpp_given else ""),
-        _versions(header),
+        _versions(header.versions),
     ]
+
+
+def _at(mpp: float | None) -> str:
+    return ", whole pictures" if mpp is None else f" at {mpp:.4g} µm/px"
+
+
+def _describe_segmenter(path: Path, segmenter: Segmenter) -> list[str]:
+    header = segmenter.header
+    inside = f"the encoder {header.began_with}"
+    if not header.frozen:
+        inside = f"an encoder that began as {header.began_with} and learned along"
+    lines = [
+        f"{path.name}: segmenter {segmenter_id(segmenter)}, with {inside}, "
+        f"{header.encoder.architecture}",
+        f"  taught by {header.taught_by}, {header.step} steps",
+        f"  tiles of {header.tile_px} px{_at(header.mpp)}",
+        f"  {'areas' if header.areas else 'objects'}: {', '.join(header.class_names)}",
+    ]
+    if isinstance(told := header.scores.get("lines"), list):
+        lines += [f"  {line!s:.200}" for line in told]
+    return [*lines, _versions(header.versions)]
 
 
 def _describe_slide_encoder(path: Path, checkpoint: SlideCheckpoint) -> list[str]:
@@ -163,12 +197,12 @@ def _describe_slide_encoder(path: Path, checkpoint: SlideCheckpoint) -> list[str
         + (decoder if header.has_decoder else "no decoder"),
         f"{tiles}; {model.tiles_per_anchor} tiles an anchor",
         f"  trained on {len(header.seen)} slides",
-        _versions(header),
+        _versions(header.versions),
     ]
 
 
-def _versions(header: Header) -> str:
-    return "  " + ", ".join(f"{name} {n}" for name, n in header.versions.items())
+def _versions(versions: Mapping[str, str]) -> str:
+    return "  " + ", ".join(f"{name} {n}" for name, n in versions.items())
 
 
 def _describe_probe(path: Path, probe: Probe) -> list[str]:

@@ -1,4 +1,4 @@
-"""GeoJSON as QuPath reads and writes it: regions in and out, predictions out.
+"""GeoJSON as QuPath reads and writes it: regions in and out, what was found out.
 
 Coordinates in these files are level-0 pixels (x, y). QuPath crops some slides to their
 ``openslide.bounds`` and counts from that corner: ``bounds_xy`` is that corner, taken
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TextIO
 
+    from histomae.exchange.marks import MarkTable
     from histomae.exchange.tables import TileTable
 
     Color = tuple[int, int, int]
@@ -103,6 +104,44 @@ def write_predictions(
         )
     )
     _write_features(Path(path), features)
+
+
+def write_marks(
+    path: str | os.PathLike[str],
+    table: MarkTable,
+    *,
+    bounds_xy: tuple[float, float] = (0.0, 0.0),
+) -> None:
+    """Write what a segmenter found, that QuPath opens as detections with their outline.
+
+    The id of one is made from slide, segmenter and place. A person drew none of them,
+    and so none is read back as a region.
+    """
+    unit = "px^2" if table.mpp is None else "µm^2"
+    facts = {
+        "slide": table.slide_name,
+        "model": "histomae",
+        "segmenter": table.segmenter_id,
+        "synthetic": table.synthetic,
+    }
+
+    def feature(number: int) -> dict[str, Any]:
+        label = table.labels[number]
+        x, y = table.centres_l0[number]
+        place = f"{table.slide_id}|{table.segmenter_id}|{label}|{x:.2f}|{y:.2f}"
+        name, color = table.class_names[label], table.class_colors[label]
+        return _feature(
+            str(uuid.uuid5(NAMESPACE, place)),
+            _geometry(table.outlines_l0[number], bounds_xy),
+            {
+                "objectType": "detection",
+                "classification": _classification(name, color),
+                "measurements": {f"Area {unit}": _measurement(table.sizes[number])},
+                "metadata": facts,
+            },
+        )
+
+    _write_features(Path(path), (feature(number) for number in range(len(table))))
 
 
 def _measurements(table: TileTable) -> dict[str, list[float | str]]:

@@ -108,9 +108,9 @@ def write_csv(path: str | os.PathLike[str], table: TileTable) -> None:
         beside.open("w", encoding="utf-8", newline="") as file,
     ):
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-        writer.writerow([_cell(column) for column in columns])
+        writer.writerow([cell(column) for column in columns])
         for row in _rows(table):
-            writer.writerow([_cell(value) for value in row])
+            writer.writerow([cell(value) for value in row])
 
 
 def _rows(table: TileTable) -> Iterator[list[Any]]:
@@ -139,7 +139,7 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else round(float(value), 6)
 
 
-def _cell(value: Any) -> Any:
+def cell(value: Any) -> Any:
     """Return a value that no spreadsheet takes for a formula; numbers as they are."""
     if isinstance(value, str):
         return FORMULA.sub(r"\1'", value.replace("\0", ""))

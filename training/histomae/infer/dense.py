@@ -1,8 +1,7 @@
-"""A decoder marks objects: on a picture, and on a part of a slide."""
+"""A decoder marks objects or areas on pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,18 +10,19 @@ from scipy import ndimage
 from skimage.morphology import h_maxima
 from skimage.segmentation import watershed
 
+from histomae.data.classes import ClassSet
 from histomae.data.marks import Marks
-from histomae.errors import ConfigError
+from histomae.events import Heartbeat, result_of
+from histomae.infer.encoder import pick_device
 from histomae.infer.reconstruct import normalised
-from histomae.slides.heatmap import Heatmap
-from histomae.slides.slide import check_mpp
+from histomae.models.segmenter import model_from
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
-    from histomae.data.classes import ClassSet
+    from histomae.events import Event
     from histomae.models.dense import DenseModel
-    from histomae.slides.slide import Slide
+    from histomae.models.segmenter import Segmenter
 
 Array = np.ndarray[Any, Any]
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -32,24 +32,6 @@ TOGETHER = 8
 HOLLOW = 0.15
 #: Smaller ones are specks, square pixels.
 LEAST_PX = 12
-#: Sides of a part of a slide, pixels: it is held in memory.
-MOST_PX = 4096
-
-
-@dataclass(frozen=True, eq=False)
-class SlideMarks:
-    """Objects on a part of a slide: n of them.
-
-    ``classes`` (1 to K, 0 for none) and ``objects`` (1 to n) are rasters;
-    ``centres_l0`` float (n, 2), level-0 (x, y); ``labels`` int (n,), 0 to K - 1.
-    """
-
-    classes: Heatmap
-    objects: Heatmap
-    centres_l0: Array
-    labels: Array
-    names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
 
 
 class DenseReader:
@@ -59,6 +41,8 @@ class DenseReader:
     ----------
     mean, std
         Of each channel, on pixels from 0 to 1.
+    areas
+        Whether it tells areas apart (see :func:`areas_in`), not objects.
     """
 
     def __init__(
@@ -67,9 +51,29 @@ class DenseReader:
         mean: Sequence[float],
         std: Sequence[float],
         classes: ClassSet,
+        *,
+        areas: bool = False,
     ) -> None:
-        self.model, self.classes = model, classes
+        self.model, self.classes, self.areas = model, classes, areas
         self._mean, self._std = tuple(mean), tuple(std)
+
+    @classmethod
+    def of(cls, segmenter: Segmenter, *, device: str = "auto") -> DenseReader:
+        """Make a segmenter ready.
+
+        Raises
+        ------
+        ConfigError
+            If the device is not there.
+        """
+        header = segmenter.header
+        return cls(
+            model_from(segmenter).to(pick_device(device)),
+            header.encoder.mean,
+            header.encoder.std,
+            ClassSet(header.class_names, header.class_colors),
+            areas=header.areas,
+        )
 
     @property
     def tile_px(self) -> int:
@@ -77,68 +81,75 @@ class DenseReader:
         return self.model.tile_px
 
     @torch.inference_mode()
-    def look(self, pixels: Pixels) -> tuple[Array, Array]:
+    def say(self, tiles: Pixels) -> tuple[Array, Array]:
+        """Return class probabilities and depths of tiles, float32.
+
+        (N, H, W, K + 1) and (N, H, W), of uint8 (N, H, W, 3), H = W = ``tile_px``.
+        """
+        self.model.eval()
+        device = next(self.model.parameters()).device
+        said = self.model(normalised(tiles, self._mean, self._std, device))
+        odds = said.logits.softmax(1).movedim(1, -1)
+        return odds.cpu().numpy(), said.depth.cpu().numpy()
+
+    def look(self, pixels: Pixels) -> Generator[Event, None, tuple[Array, Array]]:
         """Return class probabilities (H, W, K + 1) and depths (H, W), float32.
 
-        Tiles overlap by half, and count the less the farther from their middle.
+        Tiles overlap by half, and count the less the farther from their middle. Yields
+        a heartbeat after each batch of them.
         """
         side = self.tile_px
         high, wide = pixels.shape[:2]
         pads = [(0, max(0, side - high)), (0, max(0, side - wide)), (0, 0)]
         padded = np.pad(pixels, pads, mode="edge")
         weight = _window(side)
-        kinds = self.model.num_classes + 2
-        total = np.zeros((*padded.shape[:2], kinds), np.float32)
-        sums = np.zeros(padded.shape[:2], np.float32)
+        total = np.zeros((*padded.shape[:2], self.model.num_classes + 2), np.float32)
+        sums = np.zeros((*padded.shape[:2], 1), np.float32)
         corners = tile_corners(padded.shape[:2], side, side // 2)
-        self.model.eval()
-        device = next(self.model.parameters()).device
         for start in range(0, len(corners), TOGETHER):
             part = corners[start : start + TOGETHER]
-            tiles = np.stack([padded[t : t + side, x : x + side] for t, x in part])
-            said = self.model(normalised(tiles, self._mean, self._std, device))
-            both = torch.cat([said.logits.softmax(1), said.depth[:, None]], 1)
-            for (top, left), one in zip(part, both.movedim(1, -1).cpu(), strict=True):
-                total[top : top + side, left : left + side] += one.numpy() * weight
-                sums[top : top + side, left : left + side] += weight[..., 0]
-        found = (total / sums[..., None])[:high, :wide]
+            at = [(slice(t, t + side), slice(x, x + side)) for t, x in part]
+            odds, depth = self.say(np.stack([padded[one] for one in at]))
+            both = np.concatenate([odds, depth[..., None]], -1)
+            for one, values in zip(at, both, strict=True):
+                total[one] += values * weight
+                sums[one] += weight
+            yield Heartbeat()
+        found = (total / sums)[:high, :wide]
         return found[..., :-1], found[..., -1].clip(0, 1)
 
+    def marks_in(self, probabilities: Array, depth: Array) -> Marks:
+        """Return the areas, or the objects, of what :meth:`look` returned."""
+        if self.areas:
+            return areas_in(probabilities)
+        return objects_in(probabilities, depth)
+
     def mark(self, pixels: Pixels) -> Marks:
-        """Return the objects on a picture, uint8 (H, W, 3)."""
-        return objects_in(*self.look(pixels))
+        """Return the objects, or areas, on a picture, uint8 (H, W, 3)."""
+        return self.marks_in(*result_of(self.look(pixels)))
 
-    def mark_slide(
-        self, slide: Slide, box_l0: tuple[float, float, float, float], mpp: float
-    ) -> SlideMarks:
-        """Mark a part (x0, y0, x1, y1) of a slide, read at ``mpp``.
 
-        Raises
-        ------
-        ConfigError
-            If the part is larger than ``MOST_PX``, or empty.
-        UpsamplingError, MissingMppError
-            If the slide is too coarse, or its pixel size unknown.
-        SlideError
-            If it cannot be read.
-        """
-        check_mpp(slide, mpp)
-        x0, y0, x1, y1 = box_l0
-        size_l0 = mpp / slide.mpp[0], mpp / slide.mpp[1]
-        wide, high = round((x1 - x0) / size_l0[0]), round((y1 - y0) / size_l0[1])
-        if not (0 < wide <= MOST_PX and 0 < high <= MOST_PX):
-            raise ConfigError(
-                "box", f"{wide} x {high} px is no size. Choose from 1 to {MOST_PX}."
-            )
-        found = self.mark(slide.read_region((x0, y0), (wide, high), mpp))
-        return SlideMarks(
-            Heatmap(found.classes.astype(np.uint8), (x0, y0), size_l0),
-            Heatmap(found.objects, (x0, y0), size_l0),
-            found.centres * np.array(size_l0) + (x0, y0),
-            found.labels,
-            self.classes.names,
-            self.classes.colors,
-        )
+def tiles_in(shape: tuple[int, int], tile_px: int) -> int:
+    """Return how many tiles :meth:`DenseReader.look` sees of a picture."""
+    padded = tuple(max(side, tile_px) for side in shape)
+    return len(tile_corners(padded, tile_px, tile_px // 2))
+
+
+def areas_in(probabilities: Array) -> Marks:
+    """Give each pixel its likeliest class; what of one class hangs together is an area.
+
+    Parameters
+    ----------
+    probabilities
+        float (H, W, K + 1), the first of no class.
+    """
+    classes = probabilities.argmax(-1)
+    objects, labels = np.zeros(classes.shape, np.int32), list[int]()
+    for kind in range(1, probabilities.shape[-1]):
+        parts, count = ndimage.label(classes == kind)
+        objects[parts > 0] = parts[parts > 0] + len(labels)
+        labels += [kind - 1] * count
+    return Marks(objects, np.array(labels, np.int64))
 
 
 def objects_in(probabilities: Array, depth: Array) -> Marks:

@@ -134,7 +134,9 @@ def teach_dense(
         ),
     )
     model.eval()
-    return DenseReader(model, network.mean, network.std, data.classes)
+    return DenseReader(
+        model, network.mean, network.std, data.classes, areas=data.partial
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from histomae.data.marks import MarkedPicture, MarkedSet, Marks, discs, marks_of
 from histomae.errors import AnnotationError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from histomae.data.classes import ClassSet
@@ -23,20 +24,34 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 #: Radius of the disc that stands for a nucleus of which only the centre is known, µm.
 NUCLEUS_UM = 3.5
+#: Of a table of centres.
+COLUMNS = ("x_l0", "y_l0", "class_name")
+#: Tiles, across and down, that are held out together where one slide is all there is.
+BLOCK = 3
 
 
 def region_tiles(
-    slide: Slide, grid: TileGrid, regions: Sequence[Annotation], classes: ClassSet
+    slide: Slide,
+    grid: TileGrid,
+    regions: Sequence[Annotation],
+    classes: ClassSet,
+    *,
+    hidden: Collection[str] = (),
 ) -> MarkedSet:
     """Return the tiles that drawn regions touch, each piece of a region an object.
 
     What is not drawn may be anything. Regions of other classes are left out; where two
     lie on each other, the smaller one is seen.
 
+    Parameters
+    ----------
+    hidden
+        Ids of regions that are kept from whoever learns: their place may be anything.
+
     Raises
     ------
     AnnotationError
-        If no region is of these classes.
+        If no region is of these classes, or none is left.
     """
     known = [one for one in regions if one.class_name in classes.names]
     if not known:
@@ -46,19 +61,27 @@ def region_tiles(
         )
     known.sort(key=lambda one: -one.roi.area)
     tree = shapely.STRtree([one.roi for one in known])
+    there = shapely.STRtree([one.roi for one in known if one.id not in hidden])
     boxes = shapely.box(*grid.boxes_l0(grid.all_cells()).T)
-    touched = np.unique(tree.query(boxes, predicate="intersects")[0])
+    touched = np.unique(there.query(boxes, predicate="intersects")[0])
+    secret = len(classes)
 
     def marks(cell: tuple[int, int]) -> Marks:
         box = shapely.box(*grid.box_l0(*cell))
         there = sorted(tree.query(box, predicate="intersects").tolist())
         side = grid.spec.tile_px
+        kinds = [
+            secret if one.id in hidden else classes.names.index(one.class_name)
+            for one in known
+        ]
         outlines = [
-            (_in_tile(grid, cell, xy), classes.names.index(known[number].class_name))
+            (_in_tile(grid, cell, xy), kinds[number])
             for number in there
             for xy in _rings(known[number].roi & box)
         ]
-        return marks_of(outlines, (side, side))
+        marked = marks_of(outlines, (side, side))
+        shown = np.where(marked.classes == secret + 1, 0, marked.objects)
+        return Marks(shown, marked.labels).crop(slice(None), slice(None))
 
     return _marked(slide, grid, grid.all_cells()[touched], classes, marks, partial=True)
 
@@ -90,8 +113,12 @@ def nucleus_tiles(
     classes: ClassSet,
     *,
     radius_um: float = NUCLEUS_UM,
+    by_block: bool = False,
 ) -> MarkedSet:
     """Return tiles at ``cells`` (m, 2) with a disc at each nucleus.
+
+    They are of one patient, the slide; or, ``by_block``, of as many as there are blocks
+    of ``BLOCK`` tiles square, so that some may judge the others.
 
     Parameters
     ----------
@@ -107,7 +134,50 @@ def nucleus_tiles(
         near = ((xy > -radius) & (xy < side + radius)).all(1)
         return discs(xy[near], labels[near], (side, side), radius)
 
-    return _marked(slide, grid, cells, classes, marks, partial=False)
+    data = _marked(slide, grid, cells, classes, marks, partial=False)
+    if not by_block:
+        return data
+    blocks = tuple(
+        replace(one, patient=f"{slide.name} {row // BLOCK} {column // BLOCK}")
+        for one, (row, column) in zip(data.pictures, cells.tolist(), strict=True)
+    )
+    return replace(data, pictures=blocks)
+
+
+def regions_apart(regions: Sequence[Annotation], share: float, seed: int) -> set[str]:
+    """Choose regions that judge, by their ids: of each class a share of its regions.
+
+    Of a class with one region none is chosen.
+    """
+    random = np.random.default_rng(seed)
+    chosen: set[str] = set()
+    for name in sorted({one.class_name for one in regions}):
+        ids = [one.id for one in regions if one.class_name == name]
+        many = min(max(1, round(share * len(ids))), len(ids) - 1)
+        chosen |= set(random.permutation(ids)[:many].tolist())
+    return chosen
+
+
+def nucleus_cells(grid: TileGrid, centres_l0: Array, tissue: Array) -> Array:
+    """Return the tiles, int (m, 2) of (row, column), that hold a centre of a nucleus.
+
+    ``tissue`` int (t, 2) are the tiles to choose from.
+    """
+    column_row = np.floor(grid.grid_from_l0(centres_l0)).astype(int)
+    held = {(row, column) for column, row in column_row.tolist()}
+    kept = [cell for cell in tissue.tolist() if tuple(cell) in held]
+    return np.array(kept, int).reshape(-1, 2)
+
+
+def class_names_in(path: Path) -> set[str]:
+    """Return the names of the classes in a table of centres.
+
+    Raises
+    ------
+    AnnotationError
+        If it is no such table.
+    """
+    return {row["class_name"] for row in _rows_of(path)}
 
 
 def read_centres(path: Path, classes: ClassSet) -> tuple[Array, Array]:
@@ -123,18 +193,34 @@ def read_centres(path: Path, classes: ClassSet) -> tuple[Array, Array]:
     AnnotationError
         If it is no such table.
     """
+    rows, one = _rows_of(path), len(classes) == 1
+    try:
+        xy = np.array([(float(r["x_l0"]), float(r["y_l0"])) for r in rows], float)
+        labels = [0 if one else classes.names.index(r["class_name"]) for r in rows]
+        if not np.isfinite(xy).all():
+            raise ValueError("a place is not finite")
+    except (ValueError, TypeError) as error:
+        raise _no_table(path, error) from error
+    return xy.reshape(-1, 2), np.array(labels, np.int64)
+
+
+def _rows_of(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        xy = np.array([(float(r["x_l0"]), float(r["y_l0"])) for r in rows], float)
-        one = len(classes) == 1
-        labels = [0 if one else classes.names.index(r["class_name"]) for r in rows]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise AnnotationError(
-            f"{path.name} is no table of centres ({error!s:.100}). Give it the "
-            "columns x_l0, y_l0 and class_name."
-        ) from error
-    return xy.reshape(-1, 2), np.array(labels, np.int64)
+        for row in rows:
+            if None in [row[name] for name in COLUMNS]:
+                raise ValueError("a row is too short")
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        raise _no_table(path, error) from error
+    return rows
+
+
+def _no_table(path: Path, error: Exception) -> AnnotationError:
+    return AnnotationError(
+        f"{path.name} is no table of centres ({error!s:.100}). Give it the columns "
+        "x_l0, y_l0 and class_name."
+    )
 
 
 def _in_tile(grid: TileGrid, cell: tuple[int, int], xy_l0: Array) -> Array:

@@ -41,10 +41,17 @@ if TYPE_CHECKING:
 HEADER_KEY = "histomae"
 SLIDE_KEY = "histomae-slides"
 PROBE_KEY = "histomae-probe"
+SEGMENTER_KEY = "histomae-segmenter"
 HELD = {
     HEADER_KEY: "an encoder of tiles",
     SLIDE_KEY: "an encoder of slides",
     PROBE_KEY: "a probe",
+    SEGMENTER_KEY: "a segmenter",
+}
+#: What to do with what is no encoder, after where one is found.
+LOAD_AS = {
+    PROBE_KEY: ", and load this as probe",
+    SEGMENTER_KEY: "; this is for 'histomae segment', and for the dock Segment",
 }
 FORMAT = 1
 DECODER, OPTIMIZER, TRAINING = "decoder.", "optimizer.", "training."
@@ -67,9 +74,8 @@ def current_versions() -> dict[str, str]:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
 class Header(ABC):
-    """What every checkpoint says of itself, whatever it holds."""
+    """What every checkpoint says of itself, whatever it holds: a frozen dataclass."""
 
     key: ClassVar[str]
     """Of its JSON in the metadata."""
@@ -80,31 +86,14 @@ class Header(ABC):
     later: ClassVar[dict[str, Any]] = {}
     """Of fields that older files lack: what held for them."""
 
-    method: str
-    mask_ratio: float
-    step: int
-    """Optimizer updates made."""
-    config_hash: str
-    """Of the run's settings."""
-    versions: dict[str, str] = field(default_factory=current_versions)
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.mask_ratio <= 1:
-            raise bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
-        if self.step < 0:
-            raise bad_header("step", self.step, "0 or more")
-
     @abstractmethod
     def expected_entries(self) -> dict[str, Entry]:
         """Return dtype and shape of each weight that it promises."""
 
-    @abstractmethod
-    def without_decoder(self) -> Self:
-        """Return the header of the encoder alone."""
-
     def to_json(self) -> str:
         """Return the header as one JSON object."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, allow_nan=False)
+        facts: Any = asdict(self)  # type: ignore[call-overload]
+        return json.dumps({"format": FORMAT, **facts}, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -128,7 +117,30 @@ class Header(ABC):
             ) from error
 
 
-#: Of the fields that every header has.
+@dataclass(frozen=True, kw_only=True)
+class PretrainedHeader(Header):
+    """What a checkpoint of a pretraining says of itself."""
+
+    method: str
+    mask_ratio: float
+    step: int
+    """Optimizer updates made."""
+    config_hash: str
+    """Of the run's settings."""
+    versions: dict[str, str] = field(default_factory=current_versions)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_ratio <= 1:
+            raise bad_header("mask_ratio", self.mask_ratio, "a share from 0 to 1")
+        if self.step < 0:
+            raise bad_header("step", self.step, "0 or more")
+
+    @abstractmethod
+    def without_decoder(self) -> Self:
+        """Return the header of the encoder alone."""
+
+
+#: Of the fields that every header of a pretraining has.
 COMMON_READERS: dict[str, Callable[[Any], Any]] = {
     "method": files.text,
     "mask_ratio": files.number,
@@ -175,7 +187,7 @@ def _decoder_spec(value: Any) -> DecoderSpec | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckpointHeader(Header):
+class CheckpointHeader(PretrainedHeader):
     """What a checkpoint of an encoder of tiles says of itself."""
 
     key = HEADER_KEY
@@ -260,6 +272,7 @@ class CheckpointHeader(Header):
 
 
 H = TypeVar("H", bound=Header)
+P = TypeVar("P", bound=PretrainedHeader)
 
 
 @dataclass(frozen=True, eq=False)
@@ -274,7 +287,7 @@ class Kept(Generic[H]):
         """Short hash of the encoder's weights."""
         return encoder_id(self.tensors)
 
-    def encoder_only(self) -> Kept[H]:
+    def encoder_only(self: Kept[P]) -> Kept[P]:
         """Return the same without decoder and state of the training."""
         return Kept(self.header.without_decoder(), encoder_tensors(self.tensors))
 
@@ -292,8 +305,13 @@ def encoder_id(tensors: Mapping[str, Tensor]) -> str:
 
     Two files with one encoder have one id, whatever else they hold.
     """
+    return weights_id(encoder_tensors(tensors))
+
+
+def weights_id(tensors: Mapping[str, Tensor]) -> str:
+    """Return a short hash of weights: of names, types, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(encoder_tensors(tensors).items()):
+    for name, tensor in sorted(tensors.items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
         digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
@@ -539,11 +557,10 @@ def _open_checkpoint(
 def _another_kind(file: TensorFile, kind: type[Header]) -> CheckpointError:
     for key, held in HELD.items():
         if key in file.metadata:
-            load = ", and load this as probe" if key == PROBE_KEY else ""
             return files.refused(
                 file.path,
                 f"is {held}, not {HELD[kind.key]}",
-                f"{kind.choose}{load}.",
+                f"{kind.choose}{LOAD_AS.get(key, '')}.",
             )
     return files.refused(
         file.path,

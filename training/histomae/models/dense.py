@@ -19,6 +19,8 @@ from torch.nn import functional
 from histomae.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
     from histomae.models.classifier import Network
@@ -43,43 +45,33 @@ class Dense:
     depth: Tensor
 
 
-class DenseModel(nn.Module):
-    """An encoder, and a decoder that says of each pixel what it is.
+class DenseDecoder(nn.Module):
+    """From the tokens of several blocks, and the picture, to what each pixel is.
 
     Parameters
     ----------
-    network
-        Of a ViT; its module is trained in place unless ``frozen``.
+    inside
+        Width of the tokens.
+    depth
+        Blocks of the encoder.
+    patch_px
+        Side of its patches: a power of two.
     num_classes
         K.
-    frozen
-        Whether the encoder stays as it is.
     width
         Of the decoder.
-    generator
-        Of the decoder's weights.
 
     Raises
     ------
     ConfigError
-        If the encoder is no ViT, or its patches are no power of two wide.
+        If the patches are no power of two wide.
     """
 
     def __init__(
-        self,
-        network: Network,
-        num_classes: int,
-        *,
-        frozen: bool = True,
-        width: int = 48,
-        generator: torch.Generator,
+        self, inside: int, depth: int, patch_px: int, num_classes: int, width: int
     ) -> None:
         super().__init__()
-        self.encoder: Any = network.module
-        self.tile_px, self.frozen = network.tile_px, frozen
-        self.num_classes = num_classes
-        patch_px, depth = _patch_and_depth(self.encoder)
-        self.taps = taps(depth)
+        self.taps, self.num_classes = taps(depth), num_classes
         doublings = round(math.log2(patch_px / STRIDE))
         if patch_px != STRIDE * 2**doublings or doublings < 0:
             raise ConfigError(
@@ -87,42 +79,25 @@ class DenseModel(nn.Module):
                 f"its patches are {patch_px} px wide. Choose one whose patches are a "
                 "power of two.",
             )
-        inside = network.width
         self.norms = nn.ModuleList(nn.LayerNorm(inside) for _ in self.taps)
         self.inlets = nn.ModuleList(nn.Conv2d(inside, width, 1) for _ in self.taps)
         self.steps = nn.ModuleList(_convolution(width) for _ in range(doublings + 1))
         self.stem = nn.Conv2d(3, width, 3, stride=STRIDE, padding=1)
         self.last = _convolution(width)
         self.head = nn.Conv2d(width, num_classes + 2, 1)
-        self._begin(generator)
-        for weight in self.encoder.parameters():
-            weight.requires_grad_(not frozen)
 
-    def _begin(self, generator: torch.Generator) -> None:
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and not name.startswith("encoder"):
+    def begin(self, generator: torch.Generator) -> None:
+        """Draw the weights with which a training begins."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
                 spread = math.sqrt(2 / module.weight[0].numel())
                 nn.init.normal_(module.weight, std=spread, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.head.weight, std=0.01, generator=generator)
 
-    def train(self, mode: bool = True) -> DenseModel:
-        """Train, or not; a frozen encoder is always as when it is asked."""
-        super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
-        return self
-
-    def forward(self, images: Tensor) -> Dense:
-        """Return what normalised images (N, 3, H, W), H = W = ``tile_px``, show."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens = self.encoder.forward_intermediates(
-                images,
-                indices=list(self.taps),
-                output_fmt="NCHW",
-                intermediates_only=True,
-            )
+    def forward(self, tokens: Sequence[Tensor], images: Tensor) -> Dense:
+        """Return what images (N, 3, H, W) show, of tokens (N, D, h, w) of each tap."""
         grid = sum(
             inlet(norm(one.movedim(1, -1)).movedim(-1, 1))
             for inlet, norm, one in zip(self.inlets, self.norms, tokens, strict=True)
@@ -138,6 +113,68 @@ class DenseModel(nn.Module):
             align_corners=False,
         )
         return Dense(said[:, :-1], said[:, -1])
+
+
+class DenseModel(nn.Module):
+    """An encoder, and a decoder that says of each pixel what it is.
+
+    Parameters
+    ----------
+    network
+        Of a ViT; its module is trained in place unless ``frozen``.
+    num_classes
+        K.
+    frozen
+        Whether the encoder stays as it is.
+    width
+        Of the decoder.
+    generator
+        Of the decoder's weights; None: they are loaded.
+
+    Raises
+    ------
+    ConfigError
+        If the encoder is no ViT, or its patches are no power of two wide.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        num_classes: int,
+        *,
+        frozen: bool = True,
+        width: int = 48,
+        generator: torch.Generator | None,
+    ) -> None:
+        super().__init__()
+        self.encoder: Any = network.module
+        self.tile_px, self.frozen = network.tile_px, frozen
+        self.num_classes = num_classes
+        patch_px, depth = _patch_and_depth(self.encoder)
+        self.decoder = DenseDecoder(network.width, depth, patch_px, num_classes, width)
+        if generator is not None:
+            self.decoder.begin(generator)
+        for weight in self.encoder.parameters():
+            weight.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> DenseModel:
+        """Train, or not; a frozen encoder is always as when it is asked."""
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Dense:
+        """Return what normalised images (N, 3, H, W), H = W = ``tile_px``, show."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.encoder.forward_intermediates(
+                images,
+                indices=list(self.decoder.taps),
+                output_fmt="NCHW",
+                intermediates_only=True,
+            )
+        said: Dense = self.decoder(tokens, images)
+        return said
 
 
 def taps(depth: int) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from scipy.special import softmax
 from histomae.config import POOLINGS
 from histomae.errors import CheckpointError
 from histomae.models import tensor_files as files
-from histomae.models.checkpoint import FORMAT, HEADER_KEY, PROBE_KEY, check_format
+from histomae.models.checkpoint import FORMAT, HELD, PROBE_KEY, check_format
 
 if TYPE_CHECKING:
     import os
@@ -185,7 +185,8 @@ class Probe:
 def _header(file: TensorFile) -> dict[str, Any]:
     """Return the fields of a probe's JSON header, their types checked."""
     if PROBE_KEY not in file.metadata:
-        what = "an encoder" if HEADER_KEY in file.metadata else "no file of a probe"
+        held = (HELD[key] for key in HELD if key in file.metadata)
+        what = next(held, "no file of a probe")
         raise files.refused(
             file.path, f"is {what}, not a probe", "Choose a probe saved by Teach."
         )

@@ -17,8 +17,8 @@ from histomae.models import tensor_files as files
 from histomae.models.checkpoint import (
     COMMON_READERS,
     SLIDE_KEY,
-    Header,
     Kept,
+    PretrainedHeader,
     bad_header,
     checkpoint_tensors,
     encoder_tensors,
@@ -64,7 +64,7 @@ def _model(value: Any) -> PamaSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlideHeader(Header):
+class SlideHeader(PretrainedHeader):
     """What a checkpoint of an encoder of slides says of itself."""
 
     key = SLIDE_KEY
