@@ -48,7 +48,7 @@ from histomae.errors import (
     NotEnoughDataError,
     RunError,
 )
-from histomae.events import Event, Started
+from histomae.events import Event
 from histomae.files import new_run_path, runs_folder
 
 if TYPE_CHECKING:
