@@ -53,8 +53,6 @@ Color = tuple[int, int, int]
 EDGE_TO_CENTRE = -0.5
 #: Kinds, and names, of the layers of what a segmenter found.
 SEGMENTED = ("areas", "objects", "centres")
-#: Width of a centre, pixels that the segmenter sees.
-CENTRE_SIZE = 6.0
 #: Width of the outline of a tile, pixels of the screen.
 OUTLINE_PX = 2.0
 #: Key of our entry in a layer's metadata.
@@ -525,6 +523,7 @@ def show_segmented(
         )
     ]
     if marks.areas:
+        put_right_above(viewer, slide, layers[0])
         return layers
     objects = marks.objects
     place = raster_placement(slide, objects.origin_xy_l0, objects.pixel_size_l0)
@@ -553,12 +552,20 @@ def show_segmented(
             "face_color": (np.array(table.class_colors) / 255)[table.labels],
             "border_color": "white",
             "border_width": 0.1,
-            "size": CENTRE_SIZE * max(objects.pixel_size_l0),
+            "size": _radius(table.outlines_l0),
             "shown": shown_centres(table.labels, shown),
         },
         viewer.add_points,
     )
+    for layer in (numbers, layers[0]):
+        put_right_above(viewer, slide, layer)
     return [*layers, numbers, centres]
+
+
+def _radius(outlines_l0: Sequence[Any]) -> float:
+    """Return the radius of a disc as large as most objects, level-0 pixels."""
+    areas = [outline.area for outline in outlines_l0] or [1.0]
+    return float(np.sqrt(np.median(areas) / np.pi))
 
 
 def shown_centres(labels: Array, shown: Iterable[int] | None) -> Array:

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shapely
 
 from histomae.errors import SlideError
-from histomae.infer.dense import SlideMarks
+from histomae.exchange.marks import MarkTable
+from histomae.infer.segment import SlideMarks
 from histomae.slides.grid import TileGrid, TileSpec
 from histomae.slides.heatmap import Heatmap
 from histomae.slides.slide import Slide
@@ -359,16 +361,25 @@ def test_marks_become_labels_and_points(viewer, slide):
     objects[5:11, 8:16], objects[20:24, 30:34] = 1, 2
     size, origin = (2.0, 4.0), (100.0, 60.0)
     centres = np.array([[12.0, 8.0], [32.0, 22.0]]) * size + origin
+    table = MarkTable(
+        centres_l0=centres,
+        labels=np.array([0, 1]),
+        outlines_l0=(shapely.box(0, 0, 5, 4), shapely.box(0, 0, 2, 2)),
+        class_names=("benign", "malignant"),
+        class_colors=((0, 90, 180), (230, 60, 0)),
+        slide_name=slide.name,
+        slide_id=slide.slide_id,
+        segmenter_id="0123",
+        mpp=slide.mpp,
+    )
     marks = SlideMarks(
+        table,
         Heatmap(objects.astype(np.uint8), origin, size),
         Heatmap(objects, origin, size),
-        centres,
-        np.array([0, 1]),
-        ("benign", "malignant"),
-        ((0, 90, 180), (230, 60, 0)),
+        areas=False,
     )
     for _ in range(2):  # again replaces its layers
-        areas, found, points = _layers.show_objects(viewer, slide, marks)
+        areas, found, points = _layers.show_segmented(viewer, slide, marks)
     assert len(_layers.layers_of(viewer, slide)) == 3
     for layer in (areas, found):
         place = _layers.l0_from_world(slide, layer.data_to_world((8, 12)))
@@ -378,3 +389,9 @@ def test_marks_become_labels_and_points(viewer, slide):
     assert _layers.l0_from_world(slide, where) == pytest.approx(centres)
     assert list(points.features["class"]) == ["benign", "malignant"]
     assert points.face_color[1, :3] == pytest.approx(np.array([230, 60, 0]) / 255)
+    assert list(points.features["area"]) == pytest.approx([20 * 0.2, 4 * 0.2])
+    # Areas have no centres, and what showed objects before is gone.
+    marks = SlideMarks(table, marks.classes, marks.objects, areas=True)
+    (areas,) = _layers.show_segmented(viewer, slide, marks, shown=[2])
+    assert _layers.segmented_layers(viewer, slide) == [areas]
+    assert [areas.colormap.color_dict[label][3] for label in (1, 2)] == [0, 1]

@@ -172,7 +172,8 @@ def sides_of_regions(
         )
 
     if not judge:
-        return Sides(tiles(judge), None, "nothing was held out")
+        why = "each class has one region only" if hold_out else "nothing was held out"
+        return Sides(tiles(judge), None, why)
     return Sides(
         tiles(judge),
         tiles(learn),

@@ -264,6 +264,8 @@ class _Canvas:
         self.labels: list[int] = []
         self.outlines: list[Roi] = []
         self._tissue = None
+        if plan.roi is not None:
+            shapely.prepare(plan.roi)
         if not plan.slide.is_picture:
             self._tissue = tissue_mask(plan.slide)
 
