@@ -1110,7 +1110,7 @@ def test_what_is_no_encoder_or_probe_is_refused(slide, trained, taught, tmp_path
     said = histomae("attend", slide, "--encoder", taught[0], *out)
     complaint(said, "is a probe, not an encoder")
     said = histomae("predict", slide, "--encoder", run.path, "--probe", run.last, *out)
-    complaint(said, "is an encoder, not a probe")
+    complaint(said, "is an encoder of tiles, not a probe")
     said = histomae("reconstruct", slide, "--encoder", run.encoder, *out)
     complaint(said, "encoder without its decoder", "last.safetensors")
     assert not (tmp_path / "out").exists()

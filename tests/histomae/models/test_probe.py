@@ -157,7 +157,7 @@ def test_hostile_files_are_refused(hostile_file):
 
 
 def test_a_checkpoint_is_no_probe(checkpoint_path):
-    with pytest.raises(CheckpointError, match="is an encoder, not a probe"):
+    with pytest.raises(CheckpointError, match="is an encoder of tiles, not a probe"):
         Probe.load(checkpoint_path)
 
 

@@ -45,7 +45,7 @@ MOST_RASTER_PX = 2**25
 #: Smaller areas get no outline, pixels.
 LEAST_AREA_PX = 64
 #: An outline may be so far from the pixels' edges, in pixels.
-SIMPLER_PX = 0.5
+SIMPLER_PX = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,24 +283,27 @@ class _Canvas:
     def add_objects(self, block: _Block, marks: Marks) -> None:
         """Take the objects whose middle lies in a block, and in what is asked for."""
         row, column = block.corner
-        inside = self._wanted(block)
+        usable, middles = self._usable(block), marks.centres
         numbers = np.zeros(len(marks.labels) + 1, np.int32)
         boxes = ndimage.find_objects(marks.objects)
-        for number, ((x, y), box) in enumerate(zip(marks.centres, boxes, strict=True)):
-            if not inside[int(y), int(x)]:
+        centres = self._plan.l0_of(np.add(middles, (column, row)))
+        asked = self._asked(centres[:, 0], centres[:, 1])
+        for number, ((x, y), box) in enumerate(zip(middles, boxes, strict=True)):
+            if not (asked[number] and usable[int(y), int(x)]):
                 continue
             top, left = box[0].start, box[1].start
             shape = outline_of(marks.objects[box] == number + 1)
             if shape is None:
                 continue
             self._append(shape, (left + column, top + row), int(marks.labels[number]))
-            self.centres.append(self._plan.l0_of(np.array([x + column, y + row])))
+            self.centres.append(centres[number])
             numbers[number + 1] = len(self.labels)
         self._paint(block.corner, numbers[marks.objects])
 
     def add_areas(self, block: _Block, marks: Marks) -> None:
         """Take the classes of a block's own pixels, on tissue."""
-        inside = self._wanted(block)
+        x, y = self._middles(block)
+        inside = self._usable(block) & self._asked(x[None, :], y[:, None])
         kinds = np.where(inside, marks.classes, 0)[block.own]
         self._paint((block.top, block.left), kinds.astype(np.int32))
 
@@ -331,20 +334,29 @@ class _Canvas:
         self.outlines.append(moved)
         self.labels.append(label)
 
-    def _wanted(self, block: _Block) -> Bools:
-        """Return which of a block's pixels count, bool: its own, asked for, tissue."""
+    def _asked(self, x: Array, y: Array) -> Bools:
+        """Tell which places, level-0, are asked for; x and y are broadcast."""
+        if self._plan.roi is None:
+            return np.ones(np.broadcast_shapes(x.shape, y.shape), bool)
+        found: Bools = shapely.contains_xy(self._plan.roi, x, y)
+        return found
+
+    def _middles(self, block: _Block) -> tuple[Array, Array]:
+        """Return where the pixels' middles lie, x of the columns and y of the rows."""
+        (row, column), (high, wide) = block.corner, block.shape
+        (x, y), (w, h) = self._plan.origin_l0, self._plan.size_l0
+        across, down = np.arange(wide) + column + 0.5, np.arange(high) + row + 0.5
+        return x + across * w, y + down * h
+
+    def _usable(self, block: _Block) -> Bools:
+        """Return which pixels a block may fill: its own; of a picture; on tissue."""
         inside = np.zeros(block.shape, bool)
         inside[block.own] = True
-        row, column = block.corner
-        rows, columns = np.arange(block.shape[0]), np.arange(block.shape[1])
-        x = self._plan.l0_of(np.stack([columns + column + 0.5] * 2, -1))[:, 0]
-        y = self._plan.l0_of(np.stack([rows + row + 0.5] * 2, -1))[:, 1]
         if self._plan.picture is not None:
             inside &= self._plan.picture.shown
-        if self._plan.roi is not None:
-            inside &= shapely.contains_xy(self._plan.roi, x[None, :], y[:, None])
         if self._tissue is not None:
             (w, h), mask = self._tissue.pixel_size_l0, self._tissue.mask
+            x, y = self._middles(block)
             at_row = np.clip((y / h).astype(int), 0, mask.shape[0] - 1)
             at_column = np.clip((x / w).astype(int), 0, mask.shape[1] - 1)
             inside &= mask[np.ix_(at_row, at_column)]
