@@ -14,7 +14,7 @@ from PIL import Image
 from histomae.errors import DataSetError
 from histomae.evaluate.point_maps import lay_out
 from histomae.evaluate.report import leak_stamp, render, thumbnails, write_report
-from histomae.evaluate.summary import COLOUR, summarise
+from histomae.evaluate.summary import COLOUR, setting_words, summarise
 from histomae.evaluate.trials import called
 
 MAPS = ("pca",)
@@ -245,11 +245,12 @@ def sweep(make_evaluation, tmp_path_factory):
 
 def test_a_sweep_is_one_table_and_a_curve(sweep):
     summary = summarise(sweep, maps=MAPS)
-    assert summary.main == {"patch_size": 8.0, "mask_ratio": 0.75}
-    assert (
-        "Of 6 values it does best with patch size 8 · mask ratio 0.75"
-        in (summary.verdict[0])
-    )
+    ours = [score for score in summary.scores if score.candidate == "encoder"]
+    best = max(ours, key=lambda score: score.figures["balanced accuracy"].mean)
+    assert summary.main == best.setting
+    told = f"Of 6 values it does best with {setting_words(best.setting)}; next comes"
+    assert told in summary.verdict[0]
+    assert any("a little too good" in caveat for caveat in summary.caveats)
     (table,) = summary.tables()
     assert len(table[1]) == 6 + 2 + 1
     page = Page(render(summary, thumbnails(sweep, summary)))
@@ -270,7 +271,7 @@ def test_a_sweep_is_one_table_and_a_curve(sweep):
     layout = lay_out(
         "encoder",
         np.arange(len(sweep.data)),
-        sweep.embedding["encoder patch_size 8, mask_ratio 0.75"],
+        sweep.embedding[called("encoder", summary.main)],
         "pca",
     )
     np.testing.assert_array_equal(summary.maps[0].xy, layout.xy)
@@ -306,7 +307,7 @@ def test_what_a_sweep_draws_are_its_scores(sweep):
     assert len(swept) == 5 and len(summary.versus) == 5 + 2
     main = summary.score("encoder").figures["balanced accuracy"].mean
     for one in swept:
-        assert one.value > -0.05 and one.low <= one.value <= one.high
+        assert one.low <= one.value <= one.high
     assert main == max(
         s.figures["balanced accuracy"].mean
         for s in summary.scores

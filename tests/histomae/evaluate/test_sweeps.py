@@ -18,7 +18,7 @@ from histomae.events import Note, Progress, Started, Step, result_of
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
 
-#: Of 12 pictures one is held out: a step is a batch of 4.
+#: Of 12 pictures, in batches of 4.
 STEPS = 2 * 3
 VALUES = {"mask_ratio": (0.5, 0.75)}
 
@@ -43,6 +43,7 @@ def base(pictures):
         decoder_dim=16,
         decoder_depth=1,
         decoder_heads=2,
+        held_out=0.0,
         epochs=2,
         warmup_epochs=1,
         batch_size=4,
