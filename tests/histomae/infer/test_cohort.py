@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,7 +77,8 @@ def test_progress_is_of_the_whole_cohort(plan, embedding, run):
 
 def test_time_left_is_told_from_all_slides(monkeypatch):
     clock = iter([100.0, 110.0, 120.0])
-    monkeypatch.setattr("histomae.infer.cohort.time.monotonic", lambda: next(clock))
+    time = SimpleNamespace(monotonic=clock.__next__)
+    monkeypatch.setattr("histomae.infer.cohort.time", time)
     one, other = (SlideTask(name, name, 50) for name in ("a", "b"))
     meter = CohortMeter(100)
     event = meter.at(one, 20)
@@ -87,6 +89,12 @@ def test_time_left_is_told_from_all_slides(monkeypatch):
         3.0,
         pytest.approx(40 / 3),
     )
+
+
+def test_news_that_comes_late_sets_nothing_back():
+    task = SlideTask("a", "a", 50)
+    meter = CohortMeter(50)
+    assert [meter.at(task, done).done for done in (20, 50, 40)] == [20, 50, 50]
 
 
 # Going on --------------------------------------------------------------------

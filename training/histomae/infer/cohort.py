@@ -236,8 +236,11 @@ class CohortMeter:
         self._begin = time.monotonic()
 
     def at(self, task: SlideTask, done: int) -> Progress:
-        """Return the progress of all once one slide has ``done`` tiles."""
-        self._done[task.out] = done
+        """Return the progress of all once one slide has ``done`` tiles.
+
+        Of a slide that is finished an older count may come late: it is let be.
+        """
+        self._done[task.out] = max(done, self._done.get(task.out, 0))
         done = sum(self._done.values())
         per_s = done / max(time.monotonic() - self._begin, CLOCK_STEP_S)
         left_s = (self._total - done) / per_s if per_s else None
