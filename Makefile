@@ -13,6 +13,11 @@ SCREEN := xvfb-run --auto-servernum --server-args="-screen 0 1280x800x24"
 # (macOS needs neither.)
 WINDOW := $(if $(or $(DISPLAY),$(WAYLAND_DISPLAY),$(filter Darwin,$(shell uname))),,$(SCREEN))
 
+# Each of the many processes would compile all of torch and napari for itself.
+unexport PYTHONDONTWRITEBYTECODE
+# One more than there are cores, because some tests wait; each takes some 1.5 GB.
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print(min(4, 1 + os.cpu_count()))')
+
 .PHONY: demo test lint format bench docs install clean
 
 demo: install libraries
@@ -21,8 +26,7 @@ demo: install libraries
 		--out demo-output $(if $(WINDOW),--close)
 
 test: install libraries
-	$(WINDOW) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 \
-		--dist worksteal $(TESTS)
+	$(WINDOW) $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(TESTS)
 
 lint: install
 	$(BIN)/ruff check .
