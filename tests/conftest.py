@@ -2,8 +2,11 @@
 
 import itertools
 import os
+import random
+import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import tifffile
@@ -17,6 +20,8 @@ from histomae.evaluate.trials import Evaluation, Trial
 from histomae.exchange.features import FeatureHeader, SlideFeatures, write_features
 from histomae.models.feature_spec import FeatureSpec
 from histomae.slides.grid import TileGrid, TileSpec
+from histomae.slides.tile_cache import shared_cache
+from tests.patience import wait_until
 
 # Before torch is imported: threads that wait sleep, as in a training of the dock.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -25,12 +30,49 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores already
 
 REPOSITORY = Path(__file__).parents[1]
 
+# The same examples each time, however long they take.
+hypothesis.settings.register_profile(
+    "this suite",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("this suite")
+
 
 @pytest.fixture(autouse=True)
 def private_folders(tmp_path_factory, monkeypatch):
     """Keep what the program remembers away from the user's own folders."""
     folder = tmp_path_factory.mktemp("histomae-home")
     monkeypatch.setenv("HISTOMAE_HOME", str(folder))
+
+
+@pytest.fixture(autouse=True)
+def numbers_are_the_same():
+    """Draw what is drawn without a seed alike, whichever tests were run before."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  what libraries draw from
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_decoded_afterwards():
+    """Let no test find tiles being decoded that an earlier one asked for ahead."""
+    yield
+    wait_until(lambda: not shared_cache()._here().jobs, "the end of decoding")
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory) -> Path:
+    """Return a folder that all processes of a test run share.
+
+    For what takes long to make and is only read: the first who needs it makes it there.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,6 @@ def loaded_by(code: str) -> set[str]:
         capture_output=True,
         text=True,
         check=True,
-        timeout=200,
     )
     return {name.partition(".")[0] for name in done.stderr.split()}
 

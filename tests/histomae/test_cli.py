@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +44,7 @@ from histomae.slides.annotations import Annotation
 from histomae.slides.grid import TileGrid
 from histomae.slides.slide import Slide
 from histomae.slides.tissue import tissue_cells, tissue_mask
+from tests.patience import PATIENCE_S, wait_until
 
 TRAINING = Path(cli.__file__).parents[1]
 #: Of the slide: pixels that are not square, a size that no tile divides.
@@ -1201,14 +1201,13 @@ def test_names_that_no_terminal_can_show(make_slide, tmp_path, monkeypatch):
 
 
 def wait_for_step(run: Path, child: subprocess.Popen, log: Path) -> None:
-    give_up = time.monotonic() + 200
-    while time.monotonic() < give_up:
+    events = RunFolder(run).events_file
+
+    def is_made() -> bool:
         assert child.poll() is None, log.read_text()
-        events = RunFolder(run).events_file
-        if events.exists() and '"Step"' in events.read_text():
-            return
-        time.sleep(0.05)
-    pytest.fail(f"no step was made: {log.read_text()}")
+        return events.exists() and '"Step"' in events.read_text()
+
+    wait_until(is_made)
 
 
 @pytest.fixture(scope="module")
@@ -1234,7 +1233,7 @@ def stopped(folder, slide, recipe):
     try:
         wait_for_step(run, child, log)
         child.send_signal(signal.SIGINT)
-        returned = child.wait(60)
+        returned = child.wait(PATIENCE_S)
     finally:
         child.kill()
         child.wait()

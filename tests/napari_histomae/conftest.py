@@ -1,11 +1,14 @@
 """Slides made on the spot, and a viewer that the docks are used in."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tifffile
 from napari.utils.notifications import notification_manager
 
 from histomae.slides.slide import Slide
+from tests.patience import PATIENCE_S
 
 #: A size that no tile divides; the pixels are not square.
 WIDTH, HEIGHT = 1810, 1370
@@ -71,6 +74,21 @@ def slide(slide_path):
 def bare_path(tmp_path):
     """A slide that does not say how large its pixels are."""
     return _write_slide(tmp_path / "bare.tiff", _tissue_like(600, 500), mpp_x=None)
+
+
+@pytest.fixture
+def qtbot(qtbot, monkeypatch):
+    """pytest-qt's, which waits patiently."""
+    for name in ("waitUntil", "waitSignal", "waitExposed"):
+        wait = partial(getattr(qtbot, name), timeout=round(1000 * PATIENCE_S))
+        monkeypatch.setattr(qtbot, name, wait)
+    return qtbot
+
+
+@pytest.fixture(autouse=True)
+def no_disk_is_slow(monkeypatch):
+    """Complain of no slow disk: on a busy machine all are."""
+    monkeypatch.setattr("napari_histomae._reader.SLOW_OPEN_S", float("inf"))
 
 
 @pytest.fixture

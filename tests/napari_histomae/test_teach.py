@@ -92,7 +92,7 @@ class Hand:
         self.wait(lambda: self.dock.model.header is not None)
 
     def wait(self, what):
-        self.qtbot.waitUntil(what, timeout=20_000)
+        self.qtbot.waitUntil(what)
 
     def press(self, button):
         """Press a button and wait for what it starts."""

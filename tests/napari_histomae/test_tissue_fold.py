@@ -47,7 +47,7 @@ def wait_for_veil(qtbot, session, params):
         layer = veil(session)
         return layer is not None and np.array_equal(layer.data, wanted)
 
-    qtbot.waitUntil(is_there, timeout=20_000)
+    qtbot.waitUntil(is_there)
     return veil(session)
 
 
@@ -86,7 +86,7 @@ def test_moving_a_slider_moves_the_veil_and_is_remembered(fold, session, qtbot):
     wait_for_veil(qtbot, session, TissueParams())
     heard = []
     session.tissue_changed.connect(heard.append)
-    with qtbot.waitSignal(fold._settle.timeout, timeout=20_000):
+    with qtbot.waitSignal(fold._settle.timeout):
         for at in (20, 30, 40):
             fold.sliders["least_texture"].setValue(at)
     assert fold.params == STRICT
@@ -100,7 +100,7 @@ def test_moving_a_slider_moves_the_veil_and_is_remembered(fold, session, qtbot):
     fold.reset.click()
     wait_for_veil(qtbot, session, TissueParams())
     assert not fold.reset.isEnabled()
-    qtbot.waitUntil(lambda: len(heard) == 2, timeout=20_000)
+    qtbot.waitUntil(lambda: len(heard) == 2)
     assert remembered_params(session.slide) == TissueParams()
 
 
@@ -135,9 +135,9 @@ def test_two_folds_say_the_same(fold, session, qtbot):
     other = TissueFold(session)
     qtbot.addWidget(other)
     fold.sliders["least_texture"].setValue(40)
-    qtbot.waitUntil(lambda: other.params == STRICT, timeout=20_000)
+    qtbot.waitUntil(lambda: other.params == STRICT)
     other.reset.click()
-    qtbot.waitUntil(lambda: fold.params == TissueParams(), timeout=20_000)
+    qtbot.waitUntil(lambda: fold.params == TissueParams())
     other.shut()
 
 
@@ -155,7 +155,7 @@ def test_each_slide_has_its_own(
     assert remembered_params(first) == STRICT
     assert remembered_params(second) == TissueParams() == fold.params
     of_slide = partial(_layers.layers_of, session.viewer, kind="tissue")
-    qtbot.waitUntil(lambda: len(of_slide(second)) == 1, timeout=20_000)
+    qtbot.waitUntil(lambda: len(of_slide(second)) == 1)
     assert not of_slide(first)
     session.viewer.layers.selection.active = session.layer_of(first)
     assert fold.params == STRICT
@@ -181,7 +181,7 @@ def test_a_slide_that_cannot_be_read_says_so(fold, session, monkeypatch, qtbot):
 
     monkeypatch.setattr("napari_histomae._widgets.tissue_fold.overview", unreadable)
     fold.fold.set_open(True)
-    qtbot.waitUntil(lambda: "Copy it again" in fold.mark.text(), timeout=20_000)
+    qtbot.waitUntil(lambda: "Copy it again" in fold.mark.text())
     assert veil(session) is None
 
 
@@ -200,8 +200,8 @@ def test_behind_another_dock_there_is_no_veil(fold, viewer, session, qtbot):
         dock.raise_()  # again, until Qt has laid the docks out
         return not dock.visibleRegion().isEmpty()
 
-    qtbot.waitUntil(lambda: in_front(other) and veil(session) is None, timeout=20_000)
-    qtbot.waitUntil(lambda: in_front(mine), timeout=20_000)
+    qtbot.waitUntil(lambda: in_front(other) and veil(session) is None)
+    qtbot.waitUntil(lambda: in_front(mine))
     wait_for_veil(qtbot, session, TissueParams())
 
 
@@ -221,14 +221,12 @@ def test_a_fold_that_is_shut_keeps_what_was_set_and_lifts_its_veil(
 def test_training_counts_the_tiles_of_what_was_set(viewer, session, qtbot):
     dock = TrainDock(viewer)
     qtbot.addWidget(dock)
-    qtbot.waitUntil(lambda: dock.slides.survey.tiles is not None, timeout=20_000)
+    qtbot.waitUntil(lambda: dock.slides.survey.tiles is not None)
     before = dock.slides.survey.tiles
     dock.tissue.sliders["least_texture"].setValue(40)
     none_or_before = (None, before)  # None while they are counted
-    qtbot.waitUntil(
-        lambda: dock.slides.survey.tiles not in none_or_before, timeout=20_000
-    )
+    qtbot.waitUntil(lambda: dock.slides.survey.tiles not in none_or_before)
     assert dock.slides.survey.tiles < before
     dock.tissue.reset.click()
-    qtbot.waitUntil(lambda: dock.slides.survey.tiles == before, timeout=20_000)
+    qtbot.waitUntil(lambda: dock.slides.survey.tiles == before)
     dock.shut()

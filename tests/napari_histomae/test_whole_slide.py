@@ -21,7 +21,6 @@ from napari_histomae._widgets import whole_slide
 from napari_histomae._widgets.whole_slide import WholeSlideDock
 from tests.napari_histomae.test_review import save_model
 
-PATIENCE_MS = 60_000
 MPP = 2.0
 
 
@@ -84,7 +83,6 @@ def ready(dock, viewer, session, slide_path, model_path, pama_path, qtbot):
     session.use_slide_model(pama_path)
     qtbot.waitUntil(
         lambda: None not in (dock.model.header, dock.encoder.header),
-        timeout=PATIENCE_MS,
     )
     return dock
 
@@ -95,7 +93,7 @@ def press(qtbot):
         assert dock.run_button.isEnabled(), dock.run_button.toolTip()
         dock.run_button.click()
         assert dock.running
-        qtbot.waitUntil(lambda: not dock.running, timeout=PATIENCE_MS)
+        qtbot.waitUntil(lambda: not dock.running)
 
     return run
 
@@ -306,7 +304,7 @@ class TestFeatures:
     def test_cancel_leaves_all_as_it_was(self, ready, viewer, qtbot):
         ready.run_button.click()
         ready.cancel_button.click()
-        qtbot.waitUntil(lambda: not ready.running, timeout=PATIENCE_MS)
+        qtbot.waitUntil(lambda: not ready.running)
         assert ready.view is None
         assert "nothing was changed" in ready.state.text
         assert len(viewer.layers) == 1

@@ -137,7 +137,7 @@ def cohorts(draw):
     return made(labels, patients)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(cohorts(), st.integers(0, 9), st.sampled_from([0, 0.1, 0.25]))
 def test_whatever_the_cohort_nobody_is_on_two_sides(data, seed, val_share):
     for way in (split_by_patient, hold_out):

@@ -27,7 +27,7 @@ def groups_per_class(labels, groups):
     return {c: len(np.unique(groups[labels == c])) for c in np.unique(labels).tolist()}
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(cohorts())
 def test_no_group_stands_on_both_sides(cohort):
     labels, groups, k = cohort
@@ -49,7 +49,7 @@ def test_no_group_stands_on_both_sides(cohort):
     assert sorted(tested.tolist()) == np.flatnonzero(np.isin(labels, scored)).tolist()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 9), min_size=4, max_size=30), st.integers(0, 99))
 def test_every_class_of_regions_is_trained_on_in_every_fold(sizes, seed):
     class_of = np.arange(len(sizes)) % 2  # at least two regions of each

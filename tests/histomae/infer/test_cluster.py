@@ -6,7 +6,6 @@ One local cluster for all: two workers in processes of their own.
 import os
 import signal
 import sys
-import time
 from contextlib import closing
 from dataclasses import replace
 
@@ -22,6 +21,7 @@ from histomae.infer.cluster import Order, embed_on_cluster
 from histomae.infer.cohort import embed_cohort, plan_cohort
 from histomae.infer.embed import SlideEmbedding
 from histomae.infer.embedder import EncoderChoice, open_embedder
+from tests.patience import PATIENCE_S, wait_until
 
 distributed = pytest.importorskip("distributed")
 
@@ -29,13 +29,25 @@ distributed = pytest.importorskip("distributed")
 @pytest.fixture(scope="module")
 def machines():
     """Two workers of one thread each, forked from a process that has torch already."""
-    with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+    patience = f"{PATIENCE_S} s"
+    settings = {
+        "distributed.worker.multiprocessing-method": "forkserver",
+        "distributed.comm.timeouts.connect": patience,
+        "distributed.comm.timeouts.tcp": patience,
+        "distributed.deploy.lost-worker-timeout": patience,
+    }
+    with dask.config.set(settings):
         context = distributed.utils.get_mp_context()  # it has a preload of its own
         context.set_forkserver_preload(["distributed", "histomae.infer.cluster"])
         with distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, dashboard_address=":0"
         ) as cluster:
             yield cluster
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    monkeypatch.setattr(module, "CONNECT_S", PATIENCE_S)
 
 
 @pytest.fixture
@@ -116,7 +128,7 @@ def slowly(machines):
         Slide.read_region = getattr(Slide, "fast", Slide.read_region)
 
     with distributed.Client(machines, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=60)
+        client.wait_for_workers(2, timeout=PATIENCE_S)
         client.run(slow_down)
         yield client
         client.run(as_before)
@@ -131,10 +143,9 @@ def test_cancelled_it_stops_within_a_slide(machines, plan, order, slowly):
     event = until_some_slides_are_under_way(work)
     assert event.done < plan.tasks[0].tiles
     work.close()
-    end = time.monotonic() + 20
-    while any(slowly.processing().values()) or any(slowly.call_stack().values()):
-        assert time.monotonic() < end
-        time.sleep(0.05)
+    wait_until(
+        lambda: not any([*slowly.processing().values(), *slowly.call_stack().values()])
+    )
     assert [path for task in plan.tasks for path in task.out.parent.glob("*")] == []
 
 

@@ -12,6 +12,7 @@ from histomae.events import Heartbeat, Progress
 from histomae.infer import tiles as tiles_module
 from histomae.infer.tiles import AHEAD, CORES, READERS, map_tiles, read_tiles
 from histomae.slides.grid import TileGrid, TileSpec
+from tests.patience import PATIENCE_S
 
 
 class Spotty:
@@ -96,7 +97,7 @@ def test_no_cells(run):
 
 
 def test_batches_are_computed_at_once_each_in_a_thread_of_its_own(run):
-    together = Barrier(CORES, timeout=20)
+    together = Barrier(CORES, timeout=PATIENCE_S)
     threads = []
 
     def compute(tiles):
@@ -123,7 +124,7 @@ def test_it_is_alive_while_a_batch_takes_long(run, monkeypatch):
     waited = Event()
 
     def compute(tiles):
-        waited.wait(20)
+        waited.wait(PATIENCE_S)
         return columns(tiles)
 
     work = map_tiles(Spotty(), ROW, cells_to(2), compute, what="x")

@@ -25,6 +25,7 @@ from histomae.learn.loop import (
 )
 from histomae.learn.methods import METHODS, Objective, Setting
 from histomae.learn.processes import join
+from tests.patience import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("tiny_encoder")
 
@@ -581,7 +582,7 @@ class OneOfTwo:
 def test_two_processes_compare_the_pairs_of_both():
     """The losses are those of one process, wherever a place was encoded."""
     config = replace(PAIRS, batch_size=9, micro_batch=2, held_out=0)
-    meeting, told, losses = threading.Barrier(2, timeout=60), [None, None], {}
+    meeting, told, losses = threading.Barrier(2, timeout=PATIENCE_S), [None, None], {}
 
     def train_one(rank):
         fabric = OneOfTwo(rank, meeting, told)

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,8 +23,7 @@ from histomae.learn.pretrain import run_in
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
 from histomae.models.cnn import CnnSpec, build_cnn
-
-PATIENCE_S = 240
+from tests.patience import wait_until
 
 
 @pytest.fixture
@@ -57,7 +55,7 @@ def start_two(run):
 
 
 def finish(process):
-    said, _ = process.communicate(timeout=PATIENCE_S)
+    said, _ = process.communicate()
     assert process.returncode == 0, said
     return said
 
@@ -92,11 +90,9 @@ def test_two_processes_train_as_one_does(begin):
 def test_two_processes_stop_as_one_and_one_goes_on(begin):
     run = begin("run", epochs=300, save_every=10**6, preview_every=10**6)
     process = start_two(run)
-    until = time.monotonic() + PATIENCE_S
-    while not numbers(run) and time.monotonic() < until:
-        time.sleep(0.05)
+    wait_until(lambda: numbers(run))
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=PATIENCE_S)
+    process.communicate()
     assert run.last_event.reason == "stopped"
     step = run.last_event.step
     assert 0 < step == load_checkpoint(run.last).header.step

@@ -34,6 +34,7 @@ from histomae.learn.runs import (
     list_runs,
     stop_on_signals,
 )
+from tests.patience import wait_until
 
 
 def step(number, total=9):
@@ -350,10 +351,7 @@ def test_a_recycled_pid_is_not_the_owner(run, sleeper):
 def test_a_zombie_is_dead(run):
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     owner = owner_of(process)
-    deadline = time.monotonic() + 10
-    while owner.is_alive and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not owner.is_alive  # though nobody has waited for it
+    wait_until(lambda: not owner.is_alive)  # though nobody has waited for it
     process.wait()
 
 
@@ -375,15 +373,16 @@ def test_a_lock_that_is_no_lock_is_named(run):
 def test_of_many_who_find_a_dead_lock_one_gets_in(run, sleeper):
     dead = owner_of(sleeper, started=1.0)
     script = (
-        "import sys, time\n"
+        "import sys\n"
         "from histomae.learn.runs import RunFolder\n"
         "from histomae.errors import RunError\n"
         "run = RunFolder(sys.argv[1])\n"
+        "print('here', flush=True)\n"
         "input()\n"
         "try:\n"
         "    with run.lock():\n"
         "        print('in', flush=True)\n"
-        "        time.sleep(1.5)\n"
+        "        input()\n"
         "except RunError:\n"
         "    print('out', flush=True)\n"
     )
@@ -398,11 +397,14 @@ def test_of_many_who_find_a_dead_lock_one_gets_in(run, sleeper):
         )
         for _ in range(3)
     ]
-    time.sleep(1)
+    assert [process.stdout.readline() for process in crowd] == ["here\n"] * 3
     for process in crowd:
         process.stdin.write("\n")
         process.stdin.flush()
-    said = sorted(process.communicate()[0].strip() for process in crowd)
+    # Who got in stays until all have tried.
+    said = sorted(process.stdout.readline().strip() for process in crowd)
+    for process in crowd:
+        process.communicate("\n")
     assert said == ["in", "out", "out"]
 
 
@@ -415,8 +417,7 @@ def test_a_signal_asks_to_stop_and_only_once(run, number):
     before = signal.getsignal(number)
     with stop_on_signals(run):
         os.kill(os.getpid(), number)
-        time.sleep(0.05)
-        assert run.requested() == "stop"
+        wait_until(lambda: run.requested() == "stop")
         assert signal.getsignal(number) is before  # a second one ends at once
     assert signal.getsignal(number) is before
 

@@ -1,12 +1,11 @@
 """A process of its own: started, followed, asked to stop, and its death explained."""
 
-import itertools
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,8 +13,10 @@ import pytest
 from histomae.config import PretrainConfig
 from histomae.errors import RunError
 from histomae.events import Failed, Finished, Heartbeat, Saved, Started, Step
+from histomae.learn import supervise as supervising
 from histomae.learn.runs import RunFolder
 from histomae.learn.supervise import death, follow, start, supervise
+from tests.patience import wait_until
 
 #: What a trainer does, without torch. Its steps take 20 ms.
 TRAINER = """
@@ -35,6 +36,8 @@ with run.lock(), stop_on_signals(run):
     else:
         run.append(Finished(step, "done"))
 """
+#: Steps enough for whoever is going to stop it: how long that takes is not told.
+ENDLESS = 10**6
 posix = pytest.mark.skipif(os.name == "nt", reason="signals are POSIX's")
 
 
@@ -66,13 +69,6 @@ def plain(events):
     return [event for event in events if not isinstance(event, Heartbeat)]
 
 
-def wait_for(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def test_a_run_is_followed_to_its_end(run):
     process = trainer(run, 5)
     events = list(follow(run, process))
@@ -83,20 +79,22 @@ def test_a_run_is_followed_to_its_end(run):
     assert "hello from the trainer" in run.log_file.read_text()
 
 
-def test_a_heartbeat_comes_within_a_fifth_of_a_second(run):
-    process = start(run, command=command("import time; time.sleep(1.5)"))
-    times = [time.monotonic()]
-    for event in follow(run, process):
-        if isinstance(event, Heartbeat):
-            times.append(time.monotonic())
-    gaps = sorted(b - a for a, b in itertools.pairwise(times))
-    assert len(gaps) >= 8
-    assert gaps[len(gaps) // 2] < 0.2
+def test_a_heartbeat_comes_within_a_fifth_of_a_second(run, monkeypatch):
+    """It is asleep for no longer between two of them."""
+    asleep = []
+    monkeypatch.setattr(supervising, "time", SimpleNamespace(sleep=asleep.append))
+    codes = iter([None] * 8 + [0])
+    silent = SimpleNamespace(poll=lambda: next(codes), returncode=0)
+    work = follow(run, silent)
+    for number in range(1, 9):
+        assert next(work) == Heartbeat()
+        assert len(asleep) == number
+    assert 0 < max(asleep) <= 0.2
 
 
 @posix
 def test_the_process_is_on_its_own_and_makes_way(run):
-    process = trainer(run, 500)
+    process = trainer(run, ENDLESS)
     try:
         assert os.getsid(process.pid) == process.pid != os.getsid(0)
         mine = psutil.Process().nice()
@@ -113,7 +111,7 @@ def test_its_session_makes_way_too(run):
     def share(pid):
         return int(Path(f"/proc/{pid}/autogroup").read_text().rpartition("nice")[2])
 
-    process = trainer(run, 500)
+    process = trainer(run, ENDLESS)
     try:
         assert share(process.pid) == min(share("self") + 5, 19)
     finally:
@@ -122,7 +120,7 @@ def test_its_session_makes_way_too(run):
 
 
 def test_a_stop_is_heard_and_the_run_can_go_on(run):
-    process = trainer(run, 500)
+    process = trainer(run, ENDLESS)
     events = []
     for event in follow(run, process):
         events.append(event)
@@ -139,8 +137,8 @@ def test_a_stop_is_heard_and_the_run_can_go_on(run):
 
 @posix
 def test_a_terminated_trainer_stops_and_keeps(run):
-    process = trainer(run, 500)
-    wait_for(lambda: isinstance(run.last_event, Step))
+    process = trainer(run, ENDLESS)
+    wait_until(lambda: isinstance(run.last_event, Step))
     process.terminate()
     events = plain(follow(run, process))
     assert events[-1].reason == "stopped"
@@ -148,9 +146,9 @@ def test_a_terminated_trainer_stops_and_keeps(run):
 
 
 def test_two_on_one_folder_are_one_too_many(run):
-    process = trainer(run, 500)
+    process = trainer(run, ENDLESS)
     try:
-        wait_for(lambda: run.state == "running")
+        wait_until(lambda: run.state == "running")
         with pytest.raises(RunError, match=f"in use by process {process.pid}"):
             trainer(run, 1)
     finally:
@@ -160,7 +158,7 @@ def test_two_on_one_folder_are_one_too_many(run):
 
 def test_somebody_elses_run_is_followed_by_its_lock(run):
     process = trainer(run, 20)
-    wait_for(lambda: run.state == "running")
+    wait_until(lambda: run.state == "running")
     events = plain(follow(run))
     assert events == list(run.events())
     assert events[-1] == Finished(20, "done")
@@ -190,8 +188,8 @@ def test_a_death_without_a_word_is_a_sentence(run):
 
 @posix
 def test_a_kill_is_taken_for_want_of_memory(run):
-    process = trainer(run, 500)
-    wait_for(lambda: isinstance(run.last_event, Step))
+    process = trainer(run, ENDLESS)
+    wait_until(lambda: isinstance(run.last_event, Step))
     process.kill()
     *_, last = plain(follow(run, process))
     assert isinstance(last, Failed)
@@ -255,19 +253,16 @@ def test_the_real_trainer_from_start_to_stop_to_end(folder, quick):
     """As the dock does it: the command line in a process of its own."""
     run = folder
     config = quick(epochs=4, preview_every=500, save_every=500, batch_size=8)
-    asked, slowest = None, 0.0
+    asked = False
     events = []
     for event in supervise(config, run):
         events.append(event)
-        if asked is None and isinstance(event, Step) and event.step >= 3:
-            asked = time.monotonic()
+        if not asked and isinstance(event, Step) and event.step >= 3:
+            asked = True
             run.request("stop")
-        if isinstance(event, Finished):
-            slowest = time.monotonic() - asked
     failures = [event.message for event in events if isinstance(event, Failed)]
     assert failures == []
     assert plain(events)[-1].reason == "stopped"
-    assert slowest < 5  # 2 s on a machine that is not shared
     assert run.last.exists()
     stopped_at = plain(events)[-1].step
 

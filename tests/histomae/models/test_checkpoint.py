@@ -374,7 +374,6 @@ tensor_files.write_tensor_file(file.path, tensors, metadata=file.metadata)
     done = subprocess.run(
         [sys.executable, "-c", script],
         check=False,
-        timeout=100,
         env={**os.environ, "PYTHONPATH": training},
     )
 

@@ -4,6 +4,7 @@ import gc
 import struct
 import threading
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import openslide
@@ -16,6 +17,7 @@ from histomae.slides import slide_file
 from histomae.slides.pyramid import UNREADABLE_RGB, pyramid, unreadable
 from histomae.slides.slide import Slide
 from histomae.slides.tile_cache import TileCache
+from tests.patience import PATIENCE_S
 
 CHUNK = 64
 
@@ -375,7 +377,7 @@ def test_a_window_reads_a_window(stand_in):
 def settle(levels):
     """Wait until all is decoded that was asked for ahead."""
     for request in list(levels[0]._ahead._asked.values()):
-        request.result(10)
+        request.result(PATIENCE_S)
 
 
 def test_making_a_pyramid_reads_nothing(stand_in, noise):
@@ -469,7 +471,7 @@ def test_what_is_asked_for_ahead_is_given_up_when_the_view_moves_on(
 
     def meanwhile():
         if threading.current_thread() is not threading.main_thread():
-            assert gate.wait(10)
+            assert gate.wait(PATIENCE_S)
 
     decoded = watch_tiles(monkeypatch, meanwhile)
     levels[0][:10, :10]
@@ -509,7 +511,8 @@ def broken(stand_in, noise, small_chunks, monkeypatch):
     slide, handle = stand_in([pixels])
     handle.broken = [(70, 70, 80, 80)]
     now = [0.0]
-    monkeypatch.setattr(pyramid_module.time, "monotonic", lambda: now[0])
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr(pyramid_module, "time", clock)
     return slide, handle, pixels, now
 
 

@@ -5,6 +5,7 @@ import http.server
 import io
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -178,7 +179,7 @@ def test_a_copy_serves_where_the_server_is_silent(cloud, stored):
 
 def test_a_slow_server_is_named_once(cloud, stored, monkeypatch):
     clock = iter(range(0, 10_000, 40))
-    monkeypatch.setattr(remote.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=clock.__next__))
     monkeypatch.setattr(remote, "PIECE_BYTES", 20_000)
     events, _ = run(copied(stored[0]))
     (note,) = [event for event in events if isinstance(event, Note)]

@@ -30,22 +30,21 @@ COLOUR_GOAL = 0.6
 
 
 @pytest.fixture(scope="session")
-def sample(tmp_path_factory):
+def sample(made_once):
     """The sample slide in full, seed 0."""
-    return sample_slide(0, folder=tmp_path_factory.mktemp("sample"))
+    return sample_slide(0, folder=made_once)
 
 
 @pytest.fixture(scope="session")
-def other_sample(tmp_path_factory):
+def other_sample(made_once):
     """The sample slide in full, seed 1."""
-    return sample_slide(1, folder=tmp_path_factory.mktemp("other-sample"))
+    return sample_slide(1, folder=made_once)
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
+def small(made_once):
     """A small sample slide."""
-    folder = tmp_path_factory.mktemp("small-sample")
-    return sample_slide(5, folder=folder, size_um=SMALL_UM)
+    return sample_slide(5, folder=made_once, size_um=SMALL_UM)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -10,20 +9,13 @@ import pytest
 from histomae.errors import SlideError
 from histomae.slides import tile_cache
 from histomae.slides.tile_cache import TileCache, TileGivenUpError, shared_cache
+from tests.patience import PATIENCE_S, wait_until
 
 KB = 1024
 
 
 def tile(kilobytes=1, value=0):
     return np.full(kilobytes * KB, value, np.uint8)
-
-
-def until(condition, seconds=10.0):
-    """Wait for something that another thread does."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.001)
 
 
 class Slow:
@@ -38,7 +30,7 @@ class Slow:
     def __call__(self):
         self.made += 1
         self.begun.set()
-        assert self.go_on.wait(10)
+        assert self.go_on.wait(PATIENCE_S)
         return tile(value=self.value)
 
 
@@ -108,7 +100,7 @@ def test_requests_for_one_tile_join(cache, ahead):
     request = cache.request("a", slow) if ahead else None
     for thread in threads:
         thread.start()
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(PATIENCE_S)
     also = cache.request("a", slow)
     assert not also.is_done
     with pytest.raises(TimeoutError):
@@ -116,8 +108,8 @@ def test_requests_for_one_tile_join(cache, ahead):
     slow.go_on.set()
     for thread in threads:
         thread.join()
-    assert (also.result(10) == 5).all()
-    assert request is None or request.result(10) is also.result()
+    assert (also.result(PATIENCE_S) == 5).all()
+    assert request is None or request.result(PATIENCE_S) is also.result()
     assert slow.made == 1
     assert all(each is also.result() for each in got)
 
@@ -130,12 +122,12 @@ def test_an_error_reaches_all_who_wait_and_is_not_kept(cache):
         raise SlideError("It cannot be read. Check it.")
 
     request = cache.request("a", fail)
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(PATIENCE_S)
     also = cache.request("a", fail)
     slow.go_on.set()
     for each in (request, also):
         with pytest.raises(SlideError, match="cannot be read"):
-            each.result(10)
+            each.result(PATIENCE_S)
     assert (cache.get("a", lambda: tile(value=3)) == 3).all()
 
 
@@ -143,7 +135,7 @@ def test_what_nobody_wants_any_more_is_never_made(cache):
     first, dropped, wanted = Slow(), Slow(), Slow()
     told = []
     running = cache.request("a", first)
-    assert first.begun.wait(10)  # the only thread is busy
+    assert first.begun.wait(PATIENCE_S)  # the only thread is busy
     given_up = cache.request("b", dropped)
     given_up.add_done_callback(lambda: told.append("b"))
     still_wanted, not_here = cache.request("c", wanted), cache.request("c", wanted)
@@ -155,19 +147,19 @@ def test_what_nobody_wants_any_more_is_never_made(cache):
     running.cancel()  # too late: it is being made
     for slow in (first, dropped, wanted):
         slow.go_on.set()
-    assert running.result(10) is cache.peek("a")
-    still_wanted.result(10)
+    assert running.result(PATIENCE_S) is cache.peek("a")
+    still_wanted.result(PATIENCE_S)
     assert (dropped.made, wanted.made) == (0, 1)
     with pytest.raises(TileGivenUpError):
         given_up.result(0)
     # Asked for again, it is made after all.
-    assert cache.request("b", dropped).result(10).nbytes == KB
+    assert cache.request("b", dropped).result(PATIENCE_S).nbytes == KB
 
 
 def test_the_most_urgent_is_made_first(cache):
     order, first = [], Slow()
     cache.request("busy", first)
-    assert first.begun.wait(10)
+    assert first.begun.wait(PATIENCE_S)
 
     def make(name):
         return lambda: order.append(name) or tile()
@@ -179,14 +171,14 @@ def test_the_most_urgent_is_made_first(cache):
     asked.append(cache.request("soon", make("soon"), priority=-1))
     first.go_on.set()
     for request in asked:
-        request.result(10)
+        request.result(PATIENCE_S)
     assert order == ["soon", "a", "b", "c", "late"]
 
 
 def test_who_needs_a_tile_at_once_does_not_wait_in_the_queue(cache):
     first, second = Slow(), Slow(4)
     cache.request("busy", first)
-    assert first.begun.wait(10)
+    assert first.begun.wait(PATIENCE_S)
     ahead = cache.request("a", second)
     second.go_on.set()
     assert (cache.get("a", second) == 4).all()  # the thread is busy still
@@ -206,7 +198,7 @@ def test_many_threads_and_few_tiles(cache):
                 if random.random() < 0.5:
                     request.cancel()
                     continue
-                got = request.result(10)
+                got = request.result(PATIENCE_S)
             else:
                 got = cache.get(
                     name, lambda name=name: made.append(1) or tile(value=name)
@@ -220,7 +212,7 @@ def test_many_threads_and_few_tiles(cache):
         thread.join()
     assert len(wrong) > 400
     assert not any(wrong)
-    until(lambda: not cache._here().jobs)
+    wait_until(lambda: not cache._here().jobs)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
@@ -229,7 +221,7 @@ def test_a_forked_process_does_not_wait_for_its_parents_threads(cache):
     slow = Slow()
     cache.get("kept", tile)
     running = cache.request("a", slow)
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(PATIENCE_S)
     with cache._here().lock:  # as if a thread were just in the midst
         child = os.fork()
     if not child:
@@ -237,7 +229,7 @@ def test_a_forked_process_does_not_wait_for_its_parents_threads(cache):
         os._exit(0 if (made == 9).all() and cache.nbytes == KB else 1)
     assert os.waitpid(child, 0)[1] == 0
     slow.go_on.set()
-    running.result(10)
+    running.result(PATIENCE_S)
 
 
 @pytest.mark.parametrize(
