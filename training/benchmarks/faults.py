@@ -13,6 +13,11 @@ of its promises then.
 
 from __future__ import annotations
 
+from disks import NotPossibleHereError, in_own_mounts, sealed, small_disk
+
+if __name__ == "__main__":
+    in_own_mounts()  # this begins again: before what takes long to import
+
 import contextlib
 import hashlib
 import json
@@ -30,9 +35,8 @@ from unittest import mock
 
 import numpy as np
 import torch
-from disks import NotPossibleHereError, in_own_mounts, sealed, small_disk
 from figures import Figure, load, options, report, say
-from kill9 import PATIENCE_S, saved_step, start, wait_for_save
+from kill9 import PATIENCE_S, looks_of, saved_step, start, wait_for_save
 from resume_exact import result_of, trained
 from spoil import (
     address_space,
@@ -82,11 +86,13 @@ CURES = (
     "Stop",
 )
 #: Longest wait for a process that has to import everything, or for a window, s.
-SLOW_S = 300.0
+SLOW_S = 900.0
 #: A disk that a checkpoint of the small training overfills, and one that holds two, MB.
 TOO_SMALL_MB, SMALL_MB = 40, 64
 #: For as long a disk refuses, s.
-REFUSED_S = 2.0
+REFUSED_S = 1.0
+#: Longest wait for what a sound program does soon and a broken one never, s.
+UNSAID_S = 120.0
 #: When a training is asked to stop.
 MOMENTS = ("reading", "stepping", "saving", "previewing")
 #: The default recipe, which saves and shows often enough to be met at it.
@@ -220,8 +226,13 @@ def notes_of(run: RunFolder) -> list[str]:
 
 def no_partial_file(run: RunFolder) -> Promise:
     """Look for temporary files."""
-    left = [str(path.relative_to(run.path)) for path in run.path.rglob("*.tmp")]
+    left = partial_files(run)
     return Promise("no partial file is left", not left, ", ".join(left))
+
+
+def partial_files(run: RunFolder) -> list[str]:
+    """Return the temporary files there are."""
+    return [str(path.relative_to(run.path)) for path in run.path.rglob("*.tmp")]
 
 
 def checkpoint_is_valid(run: RunFolder) -> Promise:
@@ -289,7 +300,7 @@ def disk_full(bench: Bench) -> Iterator[Promise]:
 def disk_full_to_the_last_byte(bench: Bench) -> Iterator[Promise]:
     """Fill the disk so that there is no room for an event either."""
     with small_disk(bench.folder / "disk", SMALL_MB) as disk:
-        yield from refused(bench, disk, disk.fill, disk.enlarge)
+        yield from refused(bench, disk, disk.fill, disk.enlarge, can_say=False)
 
 
 def disk_full_in_mid_write(bench: Bench) -> Iterator[Promise]:
@@ -302,7 +313,8 @@ def disk_full_in_mid_write(bench: Bench) -> Iterator[Promise]:
 def disk_read_only(bench: Bench) -> Iterator[Promise]:
     """Make the disk read-only in mid-run."""
     with small_disk(bench.folder / "disk", SMALL_MB) as disk:
-        yield from refused(bench, disk, disk.make_read_only, disk.make_writable)
+        read_only, writable = disk.make_read_only, disk.make_writable
+        yield from refused(bench, disk, read_only, writable, can_say=False)
 
 
 def folder_sealed(bench: Bench) -> Iterator[Promise]:
@@ -323,10 +335,11 @@ def refused(
     refuse: Callable[[], Any],
     allow: Callable[[], Any],
     *faults: Callable[[], None],
+    can_say: bool = True,
 ) -> Iterator[Promise]:
     """Train on a disk that refuses for a while."""
     run = bench.begin(disk.path / "run", epochs=10**6)
-    yield from outlives(bench, run, refuse, allow, *faults)
+    yield from outlives(bench, run, refuse, allow, *faults, can_say=can_say)
 
 
 def outlives(
@@ -335,21 +348,32 @@ def outlives(
     refuse: Callable[[], Any],
     allow: Callable[[], Any],
     *faults: Callable[[], None],
+    can_say: bool = True,
 ) -> Iterator[Promise]:
-    """Let the disk refuse after the first checkpoint, and then give way."""
+    """Let the disk refuse after the first checkpoint, and then give way.
+
+    ``can_say``: there is room to record meanwhile that it does.
+    """
     record = Record(run)
     process, _ = bench.start(run, *faults)
     try:
         record.wait(lambda event: isinstance(event, Saved), process)
         refuse()
-        time.sleep(REFUSED_S / 2)
+        # A save may have been under way: it is over when the next one was refused.
+        record.wait(
+            lambda event: isinstance(event, Note),
+            process,
+            most_s=UNSAID_S if can_say else REFUSED_S,
+        )
         yield checkpoint_is_valid(run)
         before = digest(run.last)
-        time.sleep(REFUSED_S / 2)
+        time.sleep(REFUSED_S)
         yield Promise(
             "the old checkpoint is intact", digest(run.last) == before, run.last.name
         )
-        yield no_partial_file(run)
+        # It tries again and again: a file is left if one is there all the time.
+        gone = until(lambda: not partial_files(run), UNSAID_S)
+        yield Promise("no partial file is left", gone, ", ".join(partial_files(run)))
         yield Promise("the training goes on in memory", process.is_alive())
         at = saved_step(run) if checkpoint_is_valid(run).is_kept else 0
         allow()
@@ -394,7 +418,7 @@ def disk_full_at_the_end(bench: Bench) -> Iterator[Promise]:
                 lambda e: isinstance(e, Note) and "waits" in e.text, process
             )
             yield Promise("it waits, and says so", said is not None, str(said))
-            time.sleep(REFUSED_S / 2)
+            time.sleep(REFUSED_S)
             yield Promise("it waits in memory", process.is_alive())
             disk.enlarge()
             process.join(PATIENCE_S)
@@ -761,7 +785,7 @@ def wait_for(
     elif moment == "stepping":
         time.sleep(delay)
     elif moment == "saving":
-        wait_for_save(run, process, delay / 100)
+        wait_for_save(run, process, delay / 100, looks_of(run.last))
     else:
         record = Record(run)
         record.wait(lambda event: isinstance(event, HeldOut), process)
@@ -892,7 +916,6 @@ def main() -> int:
     for name, short, long in (("count", 4, 60), ("races", 1, 10)):
         if getattr(args, name) is None:
             setattr(args, name, short if args.quick else long)
-    in_own_mounts()
     with away_from_the_user() as folder:
         figures = measure(folder, args)
     return report(figures, as_json=args.json)

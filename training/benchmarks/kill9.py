@@ -1,7 +1,8 @@
 """Is a checkpoint ever lost? A training is killed at random moments, hundreds of times.
 
 A pretraining that saves every few steps runs in a process of its own, gets SIGKILL, and
-is started again in the same folder; ``--inside`` of the kills wait for a save to begin.
+is started again in the same folder; ``--inside`` of the kills wait for a save to begin
+(which with ``--quick`` takes until it is killed: then none comes too late).
 After each the checkpoint must be readable, no further behind than one interval, and the
 next process must go on from it without a question. At the end the training is stopped
 in order, and no temporary file may be left.
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from figures import Figure, load, options, report, say
-from spoil import torn_checkpoints
+from spoil import dwelling_saves, torn_checkpoints
 from trainers import SMALL, Trainers, begin, kill, make_slide
 
 from histomae.errors import HistomaeError
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 #: A kill falls within so many seconds of the first new step.
 WITHIN_S = 0.4
 #: Longest wait for a process to make a step, or a save, s.
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 
 
 @dataclass
@@ -94,9 +95,17 @@ def start(run: RunFolder, trainers: Trainers, **how: Any) -> tuple[BaseProcess, 
     return process, goes_on
 
 
-def wait_for_save(run: RunFolder, process: BaseProcess, delay_s: float) -> None:
-    """Wait until a save has begun, and a part of it is done."""
-    until, before = time.monotonic() + PATIENCE_S, looks_of(run.last)
+def wait_for_save(
+    run: RunFolder,
+    process: BaseProcess,
+    delay_s: float,
+    before: tuple[int, int] | None,
+) -> None:
+    """Wait until a save has begun, and a part of it is done.
+
+    ``before`` is how the checkpoint looked; where it is written in place, it changes.
+    """
+    until = time.monotonic() + PATIENCE_S
     while time.monotonic() < until and process.is_alive():
         if saves(run) or looks_of(run.last) != before:
             break
@@ -107,15 +116,20 @@ def measure(run: RunFolder, args: argparse.Namespace) -> Findings:
     """Kill and go on."""
     random, trainers, found = np.random.default_rng(args.seed), Trainers(), Findings()
     spoil = (torn_checkpoints,) if args.plant else ()
+    dwells = (dwelling_saves(PATIENCE_S),) if args.quick else ()
     inside = set(random.permutation(args.count)[: args.inside].tolist())
     for number in range(args.count):
-        process, goes_on = start(run, trainers, spoil=spoil)
+        lingers = dwells if number in inside else ()
+        before = looks_of(run.last)
+        process, goes_on = start(run, trainers, spoil=(*spoil, *lingers))
         if not goes_on:
             found.stuck += 1
             kill(process)
             break
         if number in inside:
-            wait_for_save(run, process, random.uniform(0, 0.004))
+            if not lingers:
+                before = looks_of(run.last)
+            wait_for_save(run, process, random.uniform(0, 0.004), before)
         else:
             time.sleep(random.uniform(0, WITHIN_S))
         kill(process)
@@ -148,15 +162,13 @@ def stops(run: RunFolder, trainers: Trainers) -> bool:
 def main() -> int:
     """Measure; return the exit code."""
     parser = options(__doc__)
-    parser.add_argument("--count", type=int, help="kills (200; quick: 12)")
-    parser.add_argument("--inside", type=int, help="of them in a save (50; quick: 6)")
+    parser.add_argument("--count", type=int, help="kills (200; quick: 4)")
+    parser.add_argument("--inside", type=int, help="of them in a save (50; quick: 2)")
     parser.add_argument("--goal", type=int, default=0, help="checkpoints lost, at most")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.count = args.count or (12 if args.quick else 200)
-    args.inside = (6 if args.quick else 50) if args.inside is None else args.inside
-    # A kill that waits for a save may come late; with few, luck counts.
-    hits = args.inside // 2 if args.quick else args.inside
+    args.count = args.count or (4 if args.quick else 200)
+    args.inside = (2 if args.quick else 50) if args.inside is None else args.inside
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         slide = make_slide(Path(folder, "a.tiff"))
@@ -171,7 +183,7 @@ def main() -> int:
         [
             load(),
             Figure("kills", found.kills, at_least=args.count),
-            Figure("of them inside a save", found.inside, at_least=hits),
+            Figure("of them inside a save", found.inside, at_least=args.inside),
             Figure("took", time.monotonic() - begun, "s"),
             Figure("trainings that did not go on", found.stuck, "", 0),
             Figure("failures recorded", failures, "", 0),

@@ -162,6 +162,7 @@ def main() -> int:
     parser.add_argument("--encoder", type=Path, help="a checkpoint")
     parser.add_argument("--learn", action="store_true", help="the encoder learns along")
     parser.add_argument("--busi", type=Path, help="folder of BUSI")
+    parser.add_argument("--samples", type=Path, help="folder to keep sample slides in")
     parser.add_argument("--tiles", type=int, help="tiles of nuclei of each slide")
     parser.add_argument("--epochs", type=int, help="of each training")
     parser.add_argument("--batch", type=int, default=8)
@@ -173,7 +174,7 @@ def main() -> int:
     if args.quick:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="marking-") as folder:
-        nuclei, *regions = nuclei_and_regions(args, Path(folder))
+        nuclei, *regions = nuclei_and_regions(args, args.samples or Path(folder))
     figures = [
         Figure("nuclei: F1 of centres", nuclei.f1, at_least=args.goal_f1),
         Figure("nuclei: precision", nuclei.precision),

@@ -10,7 +10,7 @@ of a picture tells is measured beside it.
 
 Two slides are given, such as two sections of a tumour; without them two sample slides
 are made (with ``--quick`` one, that is trained on and looked at). ``--plant`` reads
-pictures that have a corner in common and not a centre.
+pictures that have a corner in common and not a centre; nothing is learned from them.
 """
 
 from __future__ import annotations
@@ -154,12 +154,23 @@ def partners(coarse: Array, fine: Array) -> float:
 
 
 def measure(args: argparse.Namespace) -> list[Figure]:
-    """Read, train, embed."""
+    """Lay places on each other, train and embed; return the figures."""
     if args.plant:
         crops.inset_l0 = lambda size, *_: 0 * size
     wide = places(args, args.registered_px, args.registered)
     errors = registration_errors(wide)
     say(f"{len(errors)} places laid on each other")
+    registered = [
+        load(),
+        Figure("places laid on each other", len(errors)),
+        Figure("registration error, median", np.median(errors), "px"),
+        Figure("registration error, largest", errors.max(), "px", args.goal_px),
+    ]
+    return registered if args.plant else [*registered, *learned(args)]
+
+
+def learned(args: argparse.Namespace) -> list[Figure]:
+    """Train, and find the partners of places."""
     pictures = places(args, args.tile_px, args.count)
     coarse, fine = pictures[:, 0], pictures[:, 1]
     by_colour = partners(coarse.mean((1, 2)), fine.mean((1, 2)))
@@ -176,10 +187,6 @@ def measure(args: argparse.Namespace) -> list[Figure]:
         for encoder in (before, after)
     ]
     return [
-        load(),
-        Figure("places laid on each other", len(errors)),
-        Figure("registration error, median", np.median(errors), "px"),
-        Figure("registration error, largest", errors.max(), "px", args.goal_px),
         Figure("training", took, "s"),
         Figure("places to find", len(pictures), at_least=args.count),
         Figure("found by chance", 100 / len(pictures), "%"),
@@ -196,6 +203,7 @@ def main() -> int:
     """Measure; return the exit code."""
     parser = options(__doc__)
     parser.add_argument("--slides", nargs=2, type=Path, help="to train on, to look at")
+    parser.add_argument("--samples", type=Path, help="folder to keep sample slides in")
     parser.add_argument("--count", type=int, help="places to find (500; quick: 60)")
     parser.add_argument("--registered", type=int, help="laid on (200; quick: 20)")
     parser.add_argument("--registered-px", type=int, default=224)
@@ -218,8 +226,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         if args.slides is None:
             size_um, seeds = (QUICK_UM, (1, 1)) if args.quick else (SIZE_UM, (1, 2))
+            kept = args.samples or Path(folder)
             args.slides = [
-                sample_slide(seed, folder=Path(folder), size_um=size_um).slide_path
+                sample_slide(seed, folder=kept, size_um=size_um).slide_path
                 for seed in seeds
             ]
         return report(measure(args), as_json=args.json)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
+import time
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -125,6 +127,26 @@ def write_in_place(path: Path) -> Iterator[Path]:
     """Write as is often done: over the old file, with none beside it."""
     path.parent.mkdir(exist_ok=True)
     yield path
+
+
+def dwelling_saves(seconds: float) -> Callable[[], None]:
+    """Let every save rest in its midst, with half of the file written."""
+    return partial(_dwelling_saves, seconds)
+
+
+def _dwelling_saves(seconds: float) -> None:
+    write = tensor_files.write_beside
+
+    @contextlib.contextmanager
+    def in_halves(path: Path) -> Iterator[Path]:
+        with write(path) as beside:
+            yield beside
+            whole = beside.read_bytes()
+            os.truncate(beside, len(whole) // 2)
+            time.sleep(seconds)
+            beside.write_bytes(whole)
+
+    tensor_files.write_beside = in_halves
 
 
 def swallowed_errors() -> None:

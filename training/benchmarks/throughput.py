@@ -64,8 +64,8 @@ SMALL_DEFAULT = {"decoder_dim": 32, "decoder_depth": 1, "decoder_heads": 2}
 LARGE = 2048
 #: Matrices are multiplied for so long at a time, s.
 MULTIPLY_S = 0.3
-#: What --plant does with each crop, s.
-SLOW_S = 0.03
+#: What --plant does with each crop, s: more than a step takes on the busiest machine.
+SLOW_S, QUICK_SLOW_S = 0.03, 0.25
 #: Longest wait for a process that trains, s.
 PATIENCE_S = 600.0
 GB = 10**9
@@ -103,11 +103,22 @@ class InMemory(Wrapped):
 class Slow(Wrapped):
     """Decodes crops in the thread of whoever asks, and takes its time."""
 
+    def __init__(self, reader: CropReader, *, seconds: float) -> None:
+        super().__init__(reader)
+        self.seconds = seconds
+
     def stream(self, batches: Iterable[Any]) -> Iterator[Pixels | None]:
         """Yield the pictures of each batch."""
         for batch in batches:
-            time.sleep(SLOW_S * len(batch))
+            time.sleep(self.seconds * len(batch))
             yield self.reader.read_batch(batch)
+
+
+def fault_of(args: argparse.Namespace) -> Callable[[CropReader], Any] | None:
+    """Return the source that ``--plant`` trains from; None: the reader itself."""
+    if not args.plant:
+        return None
+    return partial(Slow, seconds=QUICK_SLOW_S if args.quick else SLOW_S)
 
 
 def fed_by(source: Callable[[CropReader], Any] | None) -> Method:
@@ -493,7 +504,7 @@ def by_the_trainer(
         trainings[f"{name}, slides"] = Training(
             folder / f"{name}-slides",
             replace(config, cache_gb=0.0),
-            Slow if args.plant else None,
+            fault_of(args),
             **how,
         )
     rates = take_turns(trainings, args.rounds)
@@ -561,7 +572,7 @@ def on_gpu(folder: Path, found: Recipes, args: argparse.Namespace) -> list[Figur
         "slides": Training(
             folder / "gpu-slides",
             replace(default, cache_gb=0.0),
-            Slow if args.plant else None,
+            fault_of(args),
             **how,
         ),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,17 +102,23 @@ class Trainers:
         *,
         spoil: Spoil = (),
         going: Connection | None = None,
+        dies_after: int | None = None,
     ) -> BaseProcess:
         """Begin, or go on with, the training of a run folder.
 
         ``going`` is the sending end of a pipe: it gets a word after the first step.
+        ``dies_after`` is a step after which the process kills itself (SIGKILL).
         """
-        process = self._context.Process(target=train, args=(run.path, spoil, going))
+        process = self._context.Process(
+            target=train, args=(run.path, spoil, going, dies_after)
+        )
         process.start()
         return process
 
 
-def train(folder: Path, spoil: Spoil, going: Connection | None) -> None:
+def train(
+    folder: Path, spoil: Spoil, going: Connection | None, dies_after: int | None
+) -> None:
     """Train to the end of the plan, or until somebody ends this process.
 
     It ends with the fork server, which ends with whoever started it.
@@ -126,6 +133,8 @@ def train(folder: Path, spoil: Spoil, going: Connection | None) -> None:
         if going is not None and isinstance(event, Step):
             going.send(event.step)
             going = None
+        if dies_after and isinstance(event, Step) and event.step >= dies_after:
+            os.kill(os.getpid(), signal.SIGKILL)
         if os.getppid() != server:
             break
 

@@ -16,7 +16,7 @@ started in the Train dock runs.
 5 ms counts the turns of the window's event loop.
 
 The slides are made on the spot (``made_slides``) unless ``--slide`` names another large
-one. ``--plant`` makes every tile 30 ms late.
+one. ``--plant`` makes every tile late, by 30 ms or ``--late-s``.
 """
 
 from __future__ import annotations
@@ -55,10 +55,8 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
 OURS = "napari-histomae"
-#: How late --plant makes every tile, s.
-LATE_S = 0.030
 #: Longest wait for a picture, s.
-PATIENCE_S = 60.0
+PATIENCE_S = 600.0
 #: Between two moves a person looks at the picture, s.
 LOOK_S = 0.15
 #: How often the picture is moved while gaps are counted, and how far, screen pixels.
@@ -284,7 +282,7 @@ def run(folder: Path, args: argparse.Namespace) -> list[Figure]:
     large = args.slide or write_made_slide(folder / "large.svs", args.size)
     usual = write_made_slide(folder / "usual.svs", USUAL, factors=(1, 4, 16))
     if args.plant:
-        plant()
+        plant(args.late_s)
     figures = [load()]
     say(f"first pictures, {args.first} of each")
     figures += first_figures(first_pictures(large, usual, args), args)
@@ -327,14 +325,14 @@ def run(folder: Path, args: argparse.Namespace) -> list[Figure]:
     return [*figures, load()]
 
 
-def plant() -> None:
+def plant(late_s: float) -> None:
     """Make every tile of a file late."""
     from histomae.slides.slide_file import SlideFile
 
     seen_now = SlideFile._now
 
     def late(file: Any) -> Any:
-        time.sleep(LATE_S)
+        time.sleep(late_s)
         return seen_now(file)
 
     SlideFile._now = late  # type: ignore[method-assign]
@@ -420,6 +418,7 @@ def main() -> int:
     parser.add_argument("--moves", type=int, help="moves (60; quick: 8)")
     parser.add_argument("--seconds", type=float, help="of panning (30; quick: 3)")
     parser.add_argument("--no-training", action="store_true", help="only the idle part")
+    parser.add_argument("--late-s", type=float, default=0.030, help="of every tile")
     parser.add_argument("--goal-first", type=float, default=1.15)
     parser.add_argument("--goal-huge", type=float, default=1.2)
     parser.add_argument("--goal-p50", type=float, default=2.0)
