@@ -88,7 +88,7 @@ def test_the_activity_bar_is_there_as_long_as_something_is_counted(
 
     def work():
         yield Progress("finding tissue", 1, 2)
-        go_on.wait(10)
+        go_on.wait()
         yield Progress("finding tissue", 2, 2)
         yield from forever()  # a training is followed so, for hours
 
@@ -96,12 +96,12 @@ def test_the_activity_bar_is_there_as_long_as_something_is_counted(
         return [bar.desc for bar in progress._all_instances]
 
     job = start(window, work, heard)
-    qtbot.waitUntil(lambda: bars() == ["a test"], timeout=5000)
+    qtbot.waitUntil(lambda: bars() == ["a test"])
     go_on.set()
-    qtbot.waitUntil(lambda: not bars(), timeout=5000)
+    qtbot.waitUntil(lambda: not bars())
     assert job.running
     job.cancel()
-    qtbot.waitUntil(lambda: bool(heard.ends), timeout=5000)
+    qtbot.waitUntil(lambda: bool(heard.ends))
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, SlideError])

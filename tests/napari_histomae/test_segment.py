@@ -13,8 +13,6 @@ from napari_histomae._widgets import segment
 from napari_histomae._widgets.segment import SegmentDock
 from tests.napari_histomae.test_review import save_model
 
-PATIENCE_MS = 60_000
-
 
 @pytest.fixture(scope="module")
 def model_path(tmp_path_factory):
@@ -38,9 +36,7 @@ def dock(viewer):
 @pytest.fixture
 def wait(qtbot):
     def until_done(dock):
-        qtbot.waitUntil(
-            lambda: not (dock.running or dock._settle.isActive()), timeout=PATIENCE_MS
-        )
+        qtbot.waitUntil(lambda: not (dock.running or dock._settle.isActive()))
 
     return until_done
 
@@ -49,7 +45,7 @@ def wait(qtbot):
 def opened(dock, viewer, session, slide_path, model_path, qtbot):
     _layers.open_slide(viewer, Slide.open(slide_path))
     session.use_model(model_path)
-    qtbot.waitUntil(lambda: dock.model.header is not None, timeout=PATIENCE_MS)
+    qtbot.waitUntil(lambda: dock.model.header is not None)
     return dock
 
 
