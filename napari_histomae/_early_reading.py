@@ -12,6 +12,7 @@ goes on as it does without.
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from napari_histomae._layers import slide_layers
 
 if TYPE_CHECKING:
     import napari
+
+#: What a layer is told when it is asked what a view needs.
+TOLD = {"scale_factor", "corner_pixels_displayed", "shape_threshold"}
 
 _readers: weakref.WeakKeyDictionary[Any, _EarlyReader] = weakref.WeakKeyDictionary()
 
@@ -32,10 +36,18 @@ def read_before_drawing(viewer: napari.viewer.Viewer | None) -> None:
     window = getattr(real, "window", None)
     canvas = getattr(getattr(window, "_qt_viewer", None), "canvas", None)
     draw = getattr(getattr(canvas, "_scene_canvas", None), "events", None)
-    if real is None or draw is None or real in _readers:
+    if real is None or draw is None or real in _readers or not _can_be_asked():
         return
     reader = _readers[real] = _EarlyReader(real, canvas)
     draw.draw.connect(reader.on_draw, position="first")
+
+
+def _can_be_asked() -> bool:
+    """Whether this napari asks its layers as those did that this was written for."""
+    from napari.layers import Image
+
+    ask = getattr(Image, "_update_draw", None)
+    return ask is not None and set(inspect.signature(ask).parameters) >= TOLD
 
 
 class _EarlyReader:

@@ -149,6 +149,12 @@ def test_it_is_installed_once_and_keeps_no_viewer_alive():
     assert gone() is None
 
 
+def test_layers_that_are_asked_otherwise_are_not_asked(viewer, monkeypatch):
+    monkeypatch.setattr("napari.layers.Image._update_draw", lambda self, view: None)
+    read_before_drawing(viewer)
+    assert viewer not in _early_reading._readers
+
+
 @pytest.mark.parametrize("viewer", [None, object()])
 def test_without_a_window_nothing_is_done(viewer):
     read_before_drawing(viewer)
