@@ -74,7 +74,7 @@ EXPORTS = (
 DRAWN, TABLE, PICTURES = "regions", "table", "pictures"
 #: The view is asked what it shows this much after it moved, ms.
 SETTLE_MS = 200
-EPOCHS, MOST_EPOCHS = 30, 500
+EPOCHS, MOST_EPOCHS, EPOCHS_PX = 30, 500, 120
 
 
 class SegmentDock(LookingDock):
@@ -89,6 +89,7 @@ class SegmentDock(LookingDock):
         self._ready: Ready | None = None
         self._path: Path | None = None
         self._plan: SegmentPlan | None = None
+        self._problem = ""
         self._found: dict[str, SlideMarks] = {}
         self._open = False
         self._make_fields()
@@ -137,6 +138,7 @@ class SegmentDock(LookingDock):
         self.epochs.setRange(1, MOST_EPOCHS)
         self.epochs.setValue(EPOCHS)
         self.epochs.setSuffix(" passes")
+        self.epochs.setMinimumWidth(EPOCHS_PX)
         self.epochs.setToolTip("How often each tile is looked at. More takes longer.")
         self.teach_button = QPushButton("Teach")
         self.save_button = QPushButton("Save…")
@@ -417,7 +419,7 @@ class SegmentDock(LookingDock):
         if self.running:
             self._settle.start()
             return
-        self._plan, problem = None, ""
+        self._plan, self._problem = None, ""
         if slide is not None and ready is not None:
             try:
                 roi = _segment.roi_of(self._session.viewer, slide, part)
@@ -430,8 +432,8 @@ class SegmentDock(LookingDock):
                     return
                 self._plan = result_of(_segment.plan(slide, ready, roi))
             except HistomaeError as error:
-                problem = str(error)
-        self._refresh(problem)
+                self._problem = str(error)
+        self._refresh()
 
     def _on_planned(self, planned: SegmentPlan) -> None:
         self._plan = planned
@@ -536,7 +538,7 @@ class SegmentDock(LookingDock):
 
     # ---- what others change
 
-    def _refresh(self, problem: str = "") -> None:
+    def _refresh(self) -> None:
         slide, ready = self.slide, self._ready
         self.slide_label.setText(slide.name if slide is not None else "none is open")
         if ready is None:
@@ -547,7 +549,7 @@ class SegmentDock(LookingDock):
             )
             self.segmenter_label.setToolTip(_tip(ready, self._path))
         first = "" if slide is not None else NO_SLIDE
-        first = first or ("" if ready is not None else NO_SEGMENTER) or problem
+        first = first or ("" if ready is not None else NO_SEGMENTER) or self._problem
         self.estimate.setText(first or self._told())
         busy = "Wait until it is done, or press Cancel." if self.running else ""
         self.cancel_button.setEnabled(self.running)
@@ -565,7 +567,7 @@ class SegmentDock(LookingDock):
         why_disabled(self.teach_button, busy or no_slide or no_model)
         unsaved = "" if ready is not None else NOT_TAUGHT
         why_disabled(self.save_button, busy or unsaved)
-        if self.state.kind == "idle" and first:
+        if self.state.kind in ("idle", "done") and first:
             self.state.idle(first)
 
     def _told(self) -> str:

@@ -1,5 +1,7 @@
 """The Segment dock: press its buttons, look at the layers."""
 
+import shutil
+
 import numpy as np
 import pytest
 import shapely
@@ -215,6 +217,21 @@ def test_areas_are_taught_by_drawn_regions(opened, viewer, wait):
     assert opened.found.areas and named(viewer, "areas")
     assert not named(viewer, "centres") and not named(viewer, "objects")
     assert "mm²" in opened.classes.areas[0].text()
+
+
+def test_a_slide_that_is_too_coarse_is_refused_in_words(taught, viewer, tmp_path, wait):
+    coarse = tmp_path / "coarse.tiff"
+    shutil.copy(taught.slide.path, coarse)
+    for layer in list(viewer.layers):
+        viewer.layers.remove(layer)
+    slide = Slide.open(coarse, mpp=9.0)
+    _layers.open_slide(viewer, slide)
+    viewer.reset_view()
+    taught._look_around()
+    wait(taught)
+    assert "would invent detail" in taught.estimate.text()
+    assert "would invent detail" in taught.state.text
+    assert not taught.mark_button.isEnabled()
 
 
 def test_what_is_no_segmenter_is_refused_in_words(opened, model_path, wait):
