@@ -24,6 +24,11 @@ LEAST_BAR_PX = 13
 class ClassList(QWidget):
     """A box to tick for each class, with its colour and its area.
 
+    Parameters
+    ----------
+    columns
+        The classes stand side by side in as many.
+
     Signals
     -------
     changed
@@ -32,8 +37,9 @@ class ClassList(QWidget):
 
     changed = Signal()
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, *, columns: int = 2) -> None:
         super().__init__(parent)
+        self._columns = columns
         self.boxes: list[QCheckBox] = []
         self.areas: list[QLabel] = []
         self._names: tuple[str, ...] = ()
@@ -42,8 +48,8 @@ class ClassList(QWidget):
         self._layout.setContentsMargins(0, 0, 0, 0)
         self._layout.setHorizontalSpacing(10)
         self._layout.setVerticalSpacing(0)
-        self._layout.setColumnStretch(0, 1)
-        self._layout.setColumnStretch(1, 1)
+        for column in range(columns):
+            self._layout.setColumnStretch(column, 1)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,7 +71,7 @@ class ClassList(QWidget):
             item.setParent(None)
             item.deleteLater()
         self.boxes, self.areas = [], []
-        rows = (len(names) + 1) // 2
+        rows = max(1, -(-len(names) // self._columns))
         for number, (name, color) in enumerate(zip(names, colors, strict=True)):
             self._layout.addWidget(
                 self._row(name, color), number % rows, number // rows

@@ -116,7 +116,7 @@ class SegmentDock(LookingDock):
         self.cancel_button = QPushButton("Cancel")
         self.estimate = ElidedLabel()
         mute(self.estimate)
-        self.classes = ClassList()
+        self.classes = ClassList(columns=1)
         self.opacity = QSlider(Qt.Orientation.Horizontal)
         self.opacity.setRange(0, 100)
         self.opacity.setValue(round(100 * _layers.OVERLAY_OPACITY))
