@@ -661,6 +661,10 @@ def test_what_pretraining_saw_is_compared_with_what_is_tested_on(
     evaluation = neighbours_on(data, found, tmp_path / "out", pixels=False)
     told = " ".join(evaluation.leaks)
     assert "pretraining of run, twin and test" in told  # they saw the same
+    tested = [leak for leak in evaluation.leaks if "file" in leak and "test" in leak]
+    assert [leak.partition(":")[0] for leak in tested] == [
+        "2 files in pretraining of run, twin and test"  # of all folds together
+    ]
     assert "other" not in told
     assert evaluation.looked_for[-2:] == (
         *("the pretraining of run, twin", "the pretraining of other"),

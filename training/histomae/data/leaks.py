@@ -24,7 +24,7 @@ from histomae.slides.crops import CropManifest
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
-    from histomae.data.labelled import LabelledSet
+    from histomae.data.labelled import LabelledPicture, LabelledSet
     from histomae.data.split_files import Fold
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -133,19 +133,52 @@ def find_leaks(
     """
     rows = dict(fold.sides)
     sides = [_of_rows(data, name, some) for name, some in rows.items() if len(some)]
-    leaks = []
+    known = {} if hashes is None else hashes
+    leaks: list[str] = []
     for one, other in combinations(sides, 2):
         leaks += _between(one, other)
-    judged = [side for side in sides if side.name != "train"]
+    if pixels:
+        leaks += yield from _alike(data, rows, known)
+    else:
+        yield Note("pixels were not compared")
+    judged = {name: some for name, some in rows.items() if name != "train"}
+    before = yield from find_seen(data, judged, seen, pixels=pixels, hashes=known)
+    return (*leaks, *before)
+
+
+def find_seen(
+    data: LabelledSet,
+    rows: Mapping[str, Any],
+    seen: Sequence[Side],
+    *,
+    pixels: bool = True,
+    hashes: dict[Any, Bools] | None = None,
+) -> Generator[Event, None, tuple[str, ...]]:
+    """Return sentences on what pretrainings were shown of what judges.
+
+    Parameters
+    ----------
+    rows
+        Of ``val`` and ``test``; of several folds all together, as a pretraining is the
+        same for each.
+    seen, pixels, hashes
+        As for :func:`find_leaks`.
+
+    Raises
+    ------
+    DataSetError
+        If a picture cannot be read.
+    """
+    judged = [_of_rows(data, name, some) for name, some in rows.items() if len(some)]
+    leaks: list[str] = []
     for one in seen:
         shown = _with_patients(one, data)
         for other in judged:
             leaks += _between(shown, other)
     if pixels:
-        known = {} if hashes is None else hashes
-        leaks += yield from _alike(data, rows, seen, known)
-    else:
-        yield Note("pixels were not compared")
+        leaks += yield from _alike_seen(
+            data, rows, seen, {} if hashes is None else hashes
+        )
     return tuple(leaks)
 
 
@@ -220,41 +253,53 @@ def _overlaps(mine: Floats, others: Floats) -> int:
 
 
 def _alike(
+    data: LabelledSet, rows: Mapping[str, Any], remembered: dict[Any, Bools]
+) -> Generator[Event, None, list[str]]:
+    """Say which pictures of two sides look the same, though their files differ."""
+    sides = yield from _hashed(data, rows, remembered)
+    leaks = []
+    for (one, mine), (other, others) in combinations(sides.items(), 2):
+        pairs = alike_pairs(mine[1], others[1])
+        named = [(mine[0][i].name, others[0][j].name) for i, j in pairs]
+        leaks += _told_alike(named, Side(one), Side(other))
+    return leaks
+
+
+def _alike_seen(
     data: LabelledSet,
     rows: Mapping[str, Any],
     seen: Sequence[Side],
     remembered: dict[Any, Bools],
 ) -> Generator[Event, None, list[str]]:
-    """Say which pictures of two sides look the same, though their files differ."""
-    everyone = np.concatenate(list(rows.values()))
-    pictures = [data.pictures[int(row)] for row in everyone]
-    hashes = yield from _hashes(pictures, remembered, data.read)
-    hash_of = dict(zip(everyone.tolist(), hashes, strict=True))
-    sides = {
-        name: ([data.pictures[int(r)] for r in some], [hash_of[int(r)] for r in some])
-        for name, some in rows.items()
-        if len(some)
-    }
+    """Say which pictures look the same as others that a pretraining was shown."""
+    sides = yield from _hashed(data, rows, remembered)
     leaks = []
-    for (one, mine), (other, others) in combinations(sides.items(), 2):
-        pairs = alike_pairs(np.array(mine[1]), np.array(others[1]))
-        named = [(mine[0][i].name, others[0][j].name) for i, j in pairs]
-        leaks += _told_alike(named, Side(one), Side(other))
     for known in seen:
         files = sorted(path for path, row in known.files if row is None)
         before = yield from _hashes(files, remembered, read_picture)
-        for name in ("val", "test"):
-            if name not in sides or not files:
-                continue
-            there, their_hashes = sides[name]
-            pairs = alike_pairs(before, np.array(their_hashes))
+        for name, (there, their_hashes) in sides.items() if files else ():
             named = [
                 (files[i].name, there[j].name)
-                for i, j in pairs
+                for i, j in alike_pairs(before, their_hashes)
                 if files[i] != there[j].path.resolve()
             ]
             leaks += _told_alike(named, known, Side(name))
     return leaks
+
+
+def _hashed(
+    data: LabelledSet, rows: Mapping[str, Any], remembered: dict[Any, Bools]
+) -> Generator[Event, None, dict[str, tuple[list[LabelledPicture], Bools]]]:
+    """Return the pictures of each side that has some, and their hashes."""
+    sides = {}
+    for name, some in rows.items():
+        if len(some):
+            pictures = [data.pictures[int(row)] for row in some]
+            sides[name] = (
+                pictures,
+                (yield from _hashes(pictures, remembered, data.read)),
+            )
+    return sides
 
 
 def _hashes(

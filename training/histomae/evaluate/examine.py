@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from histomae.data.leaks import find_leaks, seen_by
+from histomae.data.leaks import find_leaks, find_seen, seen_by
 from histomae.data.words import some_of
 from histomae.errors import ConfigError, NotEnoughDataError, RunError
 from histomae.evaluate.candidates import check_differ, tiling_for, versions
@@ -243,8 +243,7 @@ def leaks_of(
     found: dict[str, list[int]] = {}
     hashes: dict[Any, Array] = {}
     for number, fold in enumerate(split.folds, 1):
-        looked = find_leaks(data, fold, seen=seen, pixels=pixels, hashes=hashes)
-        for leak in (yield from looked):
+        for leak in (yield from find_leaks(data, fold, pixels=pixels, hashes=hashes)):
             found.setdefault(leak, []).append(number)
     if not pixels:
         notes.append("Pixels were not compared: doubles of pictures stay unseen.")
@@ -254,6 +253,13 @@ def leaks_of(
             f"{leak[:-1]} (fold {', '.join(map(str, folds))})."
             for leak, folds in found.items()
         )
+    judged = {
+        name: np.unique(
+            np.concatenate([dict(fold.sides)[name] for fold in split.folds])
+        )
+        for name in ("val", "test")
+    }
+    told += yield from find_seen(data, judged, seen, pixels=pixels, hashes=hashes)
     doubles = ("pictures that look the same",)
     without = (f"the pretraining of {some_of(unknown)}",) if unknown else ()
     return Looked(
