@@ -115,7 +115,7 @@ def test_the_table_holds_the_numbers_of_the_report(opened, evaluation):
     figure = summary.score("micro").figures["balanced accuracy"]
     assert column(opened, 1)[0] == f"{figure.mean:.2f} ± {figure.std:.2f}"
     assert column(opened, 2)[0] == f"{figure.low:.2f}–{figure.high:.2f}"
-    assert "none was found" in opened.stamp.text()
+    assert "No leak was found" in opened.stamp.text()
     assert "It beats all" in opened.state.text
     assert "It beats untrained" in opened.title.toolTip()
 

@@ -107,7 +107,9 @@ def test_a_wrong_value_ends_a_sweep_before_it_begins(values, words, base, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-def test_an_encoder_is_pretrained_for_each_value_all_else_the_same(base, tmp_path):
+def test_an_encoder_is_pretrained_for_each_value_all_else_the_same(
+    base, pictures, tmp_path
+):
     said, runs = events_of(pretrain_each(base, VALUES, tmp_path))
     assert [run.relative_to(tmp_path).as_posix() for run in runs] == [
         *("pretrained/mask_ratio-0.5", "pretrained/mask_ratio-0.75"),
@@ -117,7 +119,7 @@ def test_an_encoder_is_pretrained_for_each_value_all_else_the_same(base, tmp_pat
     assert told[0].changed({"mask_ratio": 0.75, "micro_batch": 1}) == told[1].changed(
         {"micro_batch": 1}
     )
-    seen = [seen_by(RunFolder(run).crops_file, run) for run in runs]
+    seen = [seen_by(RunFolder(run).crops_file, pictures) for run in runs]
     assert {p.name for p, _ in seen[0].files} == {p.name for p, _ in seen[1].files}
     moved = [event for event in said if isinstance(event, Progress)]
     each = [
@@ -136,6 +138,15 @@ def test_an_encoder_is_pretrained_for_each_value_all_else_the_same(base, tmp_pat
     assert notes[0] == "2 of 3 pretrainings were done before and are kept."
 
 
+@pytest.fixture
+def ctrl_c():
+    """Hear it, also where a shell in the background had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_keeps_what_was_learned_and_the_sweep_goes_on(base, tmp_path):
     whole = result_of(pretrain_each(base, VALUES, tmp_path / "whole"))
     work = pretrain_each(base, VALUES, tmp_path / "parts")
