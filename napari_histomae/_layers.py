@@ -549,7 +549,7 @@ def show_segmented(
                 "class": [table.class_names[label] for label in table.labels],
                 "area": np.round(table.sizes, 1),
             },
-            "face_color": (np.array(table.class_colors) / 255)[table.labels],
+            "face_color": _colors_of(table.labels, table.class_colors),
             "border_color": "white",
             "border_width": 0.1,
             "size": _radius(table.outlines_l0),
@@ -560,6 +560,11 @@ def show_segmented(
     for layer in (numbers, layers[0]):
         put_right_above(viewer, slide, layer)
     return [*layers, numbers, centres]
+
+
+def _colors_of(labels: Array, colors: Sequence[Any]) -> Any:
+    """Return the colour of each label; of none any colour, for napari wants one."""
+    return (np.array(colors) / 255)[labels] if len(labels) else "white"
 
 
 def _radius(outlines_l0: Sequence[Any]) -> float:

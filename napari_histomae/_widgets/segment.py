@@ -74,7 +74,7 @@ EXPORTS = (
 DRAWN, TABLE, PICTURES = "regions", "table", "pictures"
 #: The view is asked what it shows this much after it moved, ms.
 SETTLE_MS = 200
-EPOCHS, MOST_EPOCHS, EPOCHS_PX = 30, 500, 120
+EPOCHS, MOST_EPOCHS, EPOCHS_PX = 30, 500, 140
 
 
 class SegmentDock(LookingDock):

@@ -395,3 +395,26 @@ def test_marks_become_labels_and_points(viewer, slide):
     (areas,) = _layers.show_segmented(viewer, slide, marks, shown=[2])
     assert _layers.segmented_layers(viewer, slide) == [areas]
     assert [areas.colormap.color_dict[label][3] for label in (1, 2)] == [0, 1]
+
+
+def test_where_nothing_was_found_there_are_empty_layers(viewer, slide):
+    _layers.open_slide(viewer, slide)
+    table = MarkTable(
+        centres_l0=np.empty((0, 2)),
+        labels=np.empty(0, np.int64),
+        outlines_l0=(),
+        class_names=("benign", "malignant"),
+        class_colors=((0, 90, 180), (230, 60, 0)),
+        slide_name=slide.name,
+        slide_id=slide.slide_id,
+        segmenter_id="0123",
+        mpp=slide.mpp,
+    )
+    size, origin = (2.0, 4.0), (100.0, 60.0)
+    nothing = Heatmap(np.zeros((40, 60), np.int32), origin, size)
+    classes = Heatmap(np.zeros((40, 60), np.uint8), origin, size)
+    marks = SlideMarks(table, classes, nothing, areas=False)
+    for _ in range(2):  # a second time in their place
+        areas, objects, centres = _layers.show_segmented(viewer, slide, marks)
+        assert not areas.data.any() and not objects.data.any()
+        assert len(centres.data) == 0
