@@ -74,7 +74,7 @@ EXPORTS = (
 DRAWN, TABLE, PICTURES = "regions", "table", "pictures"
 #: The view is asked what it shows this much after it moved, ms.
 SETTLE_MS = 200
-EPOCHS, MOST_EPOCHS, EPOCHS_PX = 30, 500, 140
+EPOCHS, MOST_EPOCHS = 30, 500
 
 
 class SegmentDock(LookingDock):
@@ -137,8 +137,6 @@ class SegmentDock(LookingDock):
         self.epochs = QSpinBox()
         self.epochs.setRange(1, MOST_EPOCHS)
         self.epochs.setValue(EPOCHS)
-        self.epochs.setSuffix(" passes")
-        self.epochs.setMinimumWidth(EPOCHS_PX)
         self.epochs.setToolTip("How often each tile is looked at. More takes longer.")
         self.teach_button = QPushButton("Teach")
         self.save_button = QPushButton("Save…")
@@ -203,6 +201,7 @@ class SegmentDock(LookingDock):
         taught.addWidget(self.model, 0, 1)
         taught.addWidget(QLabel("By"), 1, 0)
         taught.addWidget(self.source, 1, 1)
+        taught.addWidget(QLabel("Passes"), 2, 0)
         buttons = (self.epochs, self.teach_button, self.save_button)
         taught.addWidget(beside(*buttons), 2, 1)
         line = QFrame()
