@@ -59,6 +59,11 @@ GOOD, BAD, WARN = "#2e9e6b", "#d9534f", "#c98a1b"
 # ---- words
 
 
+def share_done(done: int, total: int) -> str:
+    """Return how much of something is done: ``45 %``."""
+    return f"{done / max(total, 1):.0%}".replace("%", " %")
+
+
 def human_time(seconds: float | None) -> str:
     """Return a time left as a person says it: ``about 4 min``."""
     if seconds is None or not math.isfinite(seconds):

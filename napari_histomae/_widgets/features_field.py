@@ -23,6 +23,7 @@ from napari_histomae._widgets.common import (
     ElidedLabel,
     FieldMark,
     count,
+    share_done,
     why_disabled,
 )
 
@@ -152,7 +153,7 @@ class FeaturesField(QWidget):
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Progress):
-            share = f"{event.done / max(event.total, 1):.0%}".replace("%", " %")
+            share = share_done(event.done, event.total)
             self.label.setText(f"{event.what}: {share}")
 
     def _on_done(self, found: Any, take: Callable[[Any], None]) -> None:

@@ -36,6 +36,7 @@ from napari_histomae._widgets.common import (
     dock_layout,
     human_time,
     mute,
+    share_done,
     why_disabled,
 )
 from napari_histomae._widgets.dock import LookingDock
@@ -278,13 +279,13 @@ class SegmentDock(LookingDock):
         if self._job is None or self._job.cancelling:
             return
         if isinstance(event, Progress):
-            told = f"{event.what.capitalize()}: {_share(event.done, event.total)}"
+            told = f"{event.what.capitalize()}: {share_done(event.done, event.total)}"
             if event.seconds_left is not None and event.done:
                 told += f" · {human_time(event.seconds_left)}"
             self.state.working(told, event.done, event.total)
         elif isinstance(event, Step):
             self.state.working(
-                f"Teaching: {_share(event.step, event.total_steps)} · loss "
+                f"Teaching: {share_done(event.step, event.total_steps)} · loss "
                 f"{event.loss:.2f} · {human_time(event.seconds_left)}",
                 event.step,
                 event.total_steps,
@@ -626,10 +627,6 @@ class SegmentDock(LookingDock):
         super().showEvent(event)
         if self._open:
             self._look_around()
-
-
-def _share(done: int, total: int) -> str:
-    return f"{done / max(total, 1):.0%}".replace("%", " %")
 
 
 def _about(seconds: float) -> str:

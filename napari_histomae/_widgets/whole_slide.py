@@ -34,6 +34,7 @@ from napari_histomae._widgets.common import (
     dock_layout,
     human_time,
     mute,
+    share_done,
     why_disabled,
 )
 from napari_histomae._widgets.dock import LookingDock
@@ -260,7 +261,7 @@ class WholeSlideDock(LookingDock):
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Progress) and self._job and not self._job.cancelling:
-            share = f"{event.done / max(event.total, 1):.0%}".replace("%", " %")
+            share = share_done(event.done, event.total)
             left = f" · {human_time(event.seconds_left)}" if event.per_s else ""
             self.state.working(f"{event.what}: {share}{left}", event.done, event.total)
 

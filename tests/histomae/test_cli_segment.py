@@ -12,29 +12,14 @@ import torch
 from PIL import Image
 
 from histomae.data.marks import discs
-from histomae.models.checkpoint import CheckpointHeader, save_checkpoint
+from histomae.models.checkpoint import save_checkpoint
 from histomae.models.segmenter import load_segmenter
-from histomae.models.vit import EncoderSpec, build_encoder
+from histomae.models.vit import build_encoder
+from tests.histomae.models.test_segmenter import HEADER, SPEC
 from tests.histomae.test_cli import complaint, histomae, region
 
-SIDE, MPP = 32, 1.0
+MPP = HEADER.mpp
 COLOURS = np.array([[235, 200, 220], [60, 60, 120]])
-SPEC = EncoderSpec(SIDE, 8, embed_dim=16, depth=2, num_heads=2)
-HEADER = CheckpointHeader(
-    method="mae",
-    mask_ratio=0.75,
-    step=7,
-    config_hash="0123abcd",
-    architecture="vit_test",
-    encoder=SPEC,
-    decoder=None,
-    norm_pix=True,
-    mean=(0.8, 0.6, 0.6),
-    std=(0.2, 0.3, 0.3),
-    tile_px=SIDE,
-    mpp=MPP,
-    mpp_given=False,
-)
 QUICK = ("--epochs", 8, "--batch-size", 8, "--device", "cpu")
 
 

@@ -30,6 +30,22 @@ from histomae.models.slide_checkpoint import load_slide_checkpoint
 from histomae.models.vit import EncoderSpec, build_encoder
 
 SIDE = 32
+SPEC = EncoderSpec(SIDE, 8, embed_dim=16, depth=2, num_heads=2)
+HEADER = CheckpointHeader(
+    method="mae",
+    mask_ratio=0.75,
+    step=7,
+    config_hash="0123abcd",
+    architecture="vit_test",
+    encoder=SPEC,
+    decoder=None,
+    norm_pix=True,
+    mean=(0.8, 0.6, 0.6),
+    std=(0.2, 0.3, 0.3),
+    tile_px=SIDE,
+    mpp=1.0,
+    mpp_given=False,
+)
 
 
 def drawn(seed):
@@ -39,23 +55,7 @@ def drawn(seed):
 @pytest.fixture(scope="module")
 def encoder():
     """A small encoder, as a checkpoint."""
-    spec = EncoderSpec(SIDE, 8, embed_dim=16, depth=2, num_heads=2)
-    header = CheckpointHeader(
-        method="mae",
-        mask_ratio=0.75,
-        step=7,
-        config_hash="0123abcd",
-        architecture="vit_test",
-        encoder=spec,
-        decoder=None,
-        norm_pix=True,
-        mean=(0.8, 0.6, 0.6),
-        std=(0.2, 0.3, 0.3),
-        tile_px=SIDE,
-        mpp=1.0,
-        mpp_given=False,
-    )
-    return Kept(header, build_encoder(spec, generator=drawn(0)).state_dict())
+    return Kept(HEADER, build_encoder(SPEC, generator=drawn(0)).state_dict())
 
 
 @pytest.fixture(scope="module")
