@@ -183,9 +183,10 @@ def _lower_priority(pid: int) -> None:
             psutil.Process(pid).nice(min(psutil.Process().nice() + NICENESS, 19))
     # Linux shares time between sessions first, and there only this number counts:
     # niceness is among the processes of one session. See sched(7), "autogroup".
+    # The first session of a system or container has none: its file is empty.
     with suppress(OSError, ValueError):
         mine = Path("/proc/self/autogroup").read_text("ascii").rpartition("nice")[2]
-        lower = min(int(mine) + NICENESS, 19)
+        lower = min(int(mine or 0) + NICENESS, 19)
         Path(f"/proc/{pid}/autogroup").write_text(str(lower), "ascii")
 
 
