@@ -109,8 +109,13 @@ def measured(
     return result_of(score_dense(reader, data[1], rows[1]))
 
 
-def nuclei_and_regions(args: argparse.Namespace, folder: Path) -> list[DenseScore]:
-    """Measure on two sample slides; with ``--quick`` nuclei alone."""
+def nuclei_and_regions(
+    args: argparse.Namespace, folder: Path
+) -> tuple[list[DenseScore], tuple[str, ...]]:
+    """Measure on two sample slides; with ``--quick`` nuclei alone.
+
+    Returns also the names of the regions' classes.
+    """
     size = QUICK_UM if args.quick else SIZE_UM
     nuclei, regions, spec = [], [], network_of(args).tile_px
     for seed in (0, 1):
@@ -134,7 +139,7 @@ def nuclei_and_regions(args: argparse.Namespace, folder: Path) -> list[DenseScor
         say(f"{what}: {len(pair[0])} tiles to learn from, {len(pair[1])} to judge by")
         rows = tuple(np.arange(len(one)) for one in pair)
         found.append(measured(args, (pair[0], pair[1]), (rows[0], rows[1])))
-    return found
+    return found, regions[0].classes.names
 
 
 def lesions(args: argparse.Namespace) -> DenseScore:
@@ -174,7 +179,8 @@ def main() -> int:
     if args.quick:
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="marking-") as folder:
-        nuclei, *regions = nuclei_and_regions(args, args.samples or Path(folder))
+        found, names = nuclei_and_regions(args, args.samples or Path(folder))
+    nuclei, *regions = found
     figures = [
         Figure("nuclei: F1 of centres", nuclei.f1, at_least=args.goal_f1),
         Figure("nuclei: precision", nuclei.precision),
@@ -189,13 +195,18 @@ def main() -> int:
             )
             for one in regions
         ),
+        *(
+            Figure(f"regions: Dice of {name}", float(dice))
+            for one in regions
+            for name, dice in zip(names, one.dice, strict=True)
+        ),
     ]
     if args.busi:
-        found = lesions(args)
+        lesion = lesions(args)
         figures += [
-            Figure("lesions: Dice, mean over classes", float(np.nanmean(found.dice))),
-            Figure("lesions: AJI", found.aji),
-            Figure("lesions: F1 of centres", found.f1),
+            Figure("lesions: Dice, mean over classes", float(np.nanmean(lesion.dice))),
+            Figure("lesions: AJI", lesion.aji),
+            Figure("lesions: F1 of centres", lesion.f1),
         ]
     return report(figures, as_json=args.json)
 

@@ -14,9 +14,15 @@ from histomae.errors import ConfigError, NotEnoughDataError
 from histomae.evaluate.dense import score_dense
 from histomae.events import Step, result_of
 from histomae.infer.dense import objects_in, tile_corners
-from histomae.learn.dense import ANYTHING, DenseTraining, _tiles_of, teach_dense
+from histomae.learn.dense import (
+    ANYTHING,
+    DenseTraining,
+    _loss,
+    _tiles_of,
+    teach_dense,
+)
 from histomae.models.classifier import Network
-from histomae.models.dense import DenseModel, taps
+from histomae.models.dense import Dense, DenseModel, taps
 from histomae.models.vit import EncoderSpec, build_encoder
 
 SIDE = 32
@@ -148,6 +154,30 @@ def test_partial_marks_are_judged_where_they_are(network, data):
     score = result_of(score_dense(reader, part, np.arange(8, 12)))
     assert reader.areas and (score.dice > 0.8).all()
     assert np.isnan([score.aji, score.f1, score.recall, *score.f1_interval]).all()
+
+
+def test_a_rare_class_counts_as_much_as_a_common_one():
+    random = np.random.default_rng(0)
+    logits = random.normal(size=(2, 4, 6, 6)).astype(np.float32)
+    truth = random.integers(1, 3, (2, 6, 6))
+    truth[0, 0, :3] = 3  # rare
+    truth[1, :2] = ANYTHING
+    odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    known = truth != ANYTHING
+    shares = []
+    for kind in (1, 2, 3):
+        said, there = odds[:, kind][known], (truth == kind)[known]
+        shares.append((2 * said[there].sum() + 1) / (said.sum() + there.sum() + 1))
+    said = Dense(torch.from_numpy(logits), torch.zeros(2, 6, 6))
+    inputs = {
+        "images": torch.zeros(2, 3, 6, 6),
+        "classes": torch.from_numpy(truth),
+        "depth": torch.zeros(2, 6, 6),
+    }
+    logged = _loss(lambda images: said, inputs, None).logged
+    assert logged["dice"].item() == pytest.approx(1 - np.mean(shares), rel=1e-5)
+    likely = -np.log(np.take_along_axis(odds, truth[:, None] % ANYTHING, 1))[:, 0]
+    assert logged["entropy"].item() == pytest.approx(likely[known].mean(), rel=1e-5)
 
 
 def test_nothing_to_learn_is_said(network, data):

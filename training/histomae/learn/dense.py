@@ -232,7 +232,7 @@ def _inputs(tiles: _Tiles, symmetries: Array, batch: Batch, setting: Setting) ->
 
 
 def _loss(model: nn.Module, inputs: Inputs, setting: Setting) -> Objective:
-    """Return cross-entropy and soft Dice of the classes, squared error of the depth."""
+    """Return cross-entropy, 1 - mean soft Dice of the classes, the depth's error²."""
     said, truth = model(inputs["images"]), inputs["classes"]
     known = (truth != ANYTHING)[:, None]
     truth = truth * known[:, 0]
@@ -242,7 +242,7 @@ def _loss(model: nn.Module, inputs: Inputs, setting: Setting) -> Objective:
     there = functional.one_hot(truth, shares.shape[1]).movedim(-1, 1) * known
     over = (0, 2, 3)
     both, sizes = (shares * there).sum(over), (shares + there).sum(over)
-    dice = 1 - (2 * both[1:] + 1).sum() / (sizes[1:] + 1).sum()
+    dice = 1 - ((2 * both[1:] + 1) / (sizes[1:] + 1)).mean()  # rare classes count too
     apart = (said.depth - inputs["depth"]) ** 2 * known[:, 0]
     depth = apart.sum() / known.sum().clamp(min=1)
     total = entropy + dice + DEPTH_WEIGHT * depth
