@@ -180,6 +180,36 @@ def test_a_rare_class_counts_as_much_as_a_common_one():
     assert logged["entropy"].item() == pytest.approx(likely[known].mean(), rel=1e-5)
 
 
+def test_classes_that_are_not_there_do_not_lower_the_mean(data):
+    def read(picture):
+        labels = [0] if picture.patient == "P0" else [0, 1]
+        objects = np.repeat(np.arange(1, len(labels) + 1), 6 // len(labels) * 4)
+        marks = Marks(objects.reshape(6, 4).astype(np.int32), np.array(labels))
+        return np.zeros((6, 4, 3), np.uint8), marks
+
+    class Reader:
+        """Finds the second class in the two lower rows, wherever it looks."""
+
+        def look(self, pixels):
+            return np.zeros(0), np.zeros(0)
+            yield
+
+        def marks_in(self, _odds, _depth):
+            objects = np.repeat([1, 2], [16, 8]).reshape(6, 4).astype(np.int32)
+            return Marks(objects, np.array([0, 1]))
+
+    three = ClassSet.of(["dark", "red", "blue"])
+    some = replace(data, read=read, partial=True, classes=three)
+    score = result_of(score_dense(Reader(), some, np.array([0, 2])))  # of P0 and P1
+    alone = 2 * 16 / (24 + 16)  # the first: all is dark
+    other = (2 * 12 / (12 + 16) + 2 * 8 / (12 + 8)) / 2
+    both = 2 * 28 / (36 + 32), 2 * 8 / (12 + 16)
+    assert score.dice[:2] == pytest.approx(both) and np.isnan(score.dice[2])
+    assert score.mean_dice == pytest.approx(np.mean(both))
+    seen = [alone, other, np.mean(both)]
+    assert score.dice_interval == pytest.approx((min(seen), max(seen)))
+
+
 def test_nothing_to_learn_is_said(network, data):
     with pytest.raises(NotEnoughDataError):
         result_of(teach_dense(network(), data, np.zeros(0, np.int64), QUICK))

@@ -31,7 +31,8 @@ Array = np.ndarray[Any, Any]
 class DenseScore:
     """How found objects agree with marked ones on some pictures; K classes.
 
-    ``dice`` float (K,), of all pixels together; ``aji`` the mean over pictures;
+    ``dice`` float (K,), of all pixels together, NaN of a class that none of them is
+    of; ``aji`` the mean over pictures;
     ``precision``, ``recall`` and ``f1`` of centres at most ``near_px`` apart, of all
     pictures together, whatever their class. The 95 % intervals, (low, high), are over
     patients; NaN of fewer than two. AJI and F1 are NaN where marks are partial: what is
@@ -53,7 +54,7 @@ class DenseScore:
 
     @property
     def mean_dice(self) -> float:
-        """Over the classes that are there or were found; NaN without any."""
+        """Over the classes that are there; NaN without any."""
         return float(_mean_dice(self.dice))
 
 
@@ -112,8 +113,12 @@ def score_dense(
 
 
 def _dice(confusion: Array) -> Array:
-    """Return Dice of each class but none, float (..., K); it is F1 of pixels."""
-    return class_f1(confusion)[..., 1:]
+    """Return Dice of each class but none, float (..., K); it is F1 of pixels.
+
+    NaN of a class that is not there: what was taken for it counts against the others.
+    """
+    there = confusion[..., 1:, :].sum(-1) > 0
+    return np.where(there, class_f1(confusion)[..., 1:], np.nan)
 
 
 def _mean_dice(dice: Array) -> Array:
