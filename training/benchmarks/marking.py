@@ -7,7 +7,8 @@ something is drawn. Lesions, with ``--busi``: taught on the pictures of BUSI, a 
 the patients kept for judging: Dice and AJI.
 
 The encoder is a checkpoint (``--encoder``), frozen unless ``--learn``; without one it
-is an untrained one of the same shape, which shows what the decoder does by itself.
+is an untrained one of tiles of ``--tile-px``, which shows what the decoder does by
+itself.
 ``--plant`` gives each picture the marks of another: nothing can be learned then.
 """
 
@@ -57,7 +58,7 @@ SHRUNK = 4
 def network_of(args: argparse.Namespace) -> Network:
     """Return the encoder, fresh for each task."""
     if args.encoder is None:
-        spec = encoder_spec("vit_micro", tile_px=128, patch_size=16)
+        spec = encoder_spec("vit_micro", tile_px=args.tile_px, patch_size=16)
         module = build_encoder(spec, generator=torch.Generator().manual_seed(0)).eval()
         mean, std = (0.7, 0.5, 0.65), (0.2, 0.25, 0.18)
         return Network(
@@ -165,6 +166,7 @@ def main() -> int:
     """Measure, print and judge."""
     parser = options(__doc__)
     parser.add_argument("--encoder", type=Path, help="a checkpoint")
+    parser.add_argument("--tile-px", type=int, default=128, help="without a checkpoint")
     parser.add_argument("--learn", action="store_true", help="the encoder learns along")
     parser.add_argument("--busi", type=Path, help="folder of BUSI")
     parser.add_argument("--samples", type=Path, help="folder to keep sample slides in")
