@@ -25,6 +25,7 @@ from histomae.infer.dense import DenseReader, areas_in, tiles_in
 from histomae.infer.segment import outline_of, plan_segmenting, segment
 from histomae.learn.marked_slides import read_centres
 from histomae.slides.slide import Slide
+from histomae.slides.tissue import TissueMask
 
 CLASSES = ClassSet.of(["dark", "red"])
 COLOURS = np.array([[235, 200, 220], [60, 60, 120], [200, 40, 40]])
@@ -88,7 +89,7 @@ def slide(make_slide, truth):
 @pytest.fixture(autouse=True)
 def all_tissue(monkeypatch):
     """Take everything for tissue: the slide is painted."""
-    whole = SimpleNamespace(mask=np.ones((3, 4), bool), pixel_size_l0=(100.0, 100.0))
+    whole = TissueMask(np.ones((3, 4), bool), (100.0, 100.0), 1.0)
     monkeypatch.setattr(module, "tissue_mask", lambda slide: whole)
 
 
@@ -168,7 +169,7 @@ def test_areas_are_what_hangs_together(slide, truth):
 def test_there_are_no_areas_on_glass(slide, monkeypatch):
     mask = np.zeros((3, 4), bool)
     mask[0, :2] = True
-    tissue = SimpleNamespace(mask=mask, pixel_size_l0=(100.0, 100.0))
+    tissue = TissueMask(mask, (100.0, 100.0), 1.0)
     monkeypatch.setattr(module, "tissue_mask", lambda slide: tissue)
     marks = found_on(slide, areas=True)
     assert 0 < len(marks.table) < 15
@@ -177,6 +178,21 @@ def test_there_are_no_areas_on_glass(slide, monkeypatch):
     mask[:] = False
     with pytest.raises(NotEnoughDataError, match="nothing to look at"):
         found_on(slide)
+
+
+def test_a_hole_in_tissue_is_no_glass(slide, monkeypatch):
+    mask = np.ones((6, 8), bool)
+    mask[2, 3] = False  # a hole
+    mask[4:, 5] = False  # a crack from the edge
+    tissue = TissueMask(mask, (50.0, 50.0), 1.0)
+    monkeypatch.setattr(module, "tissue_mask", lambda slide: tissue)
+    told = found_on(slide, areas=True).classes.values
+    mask[:] = True
+    whole = found_on(slide, areas=True).classes.values
+    crack = np.s_[100:150, 125:150]
+    assert whole[crack].any() and not told[crack].any()
+    hole = np.s_[50:75, 75:100]
+    assert told[hole].any() and np.array_equal(told[hole], whole[hole])
 
 
 def test_progress_counts_tiles(slide):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import shapely
 from scipy import ndimage
 from skimage.measure import find_contours
+from skimage.segmentation import clear_border
 
 from histomae.data.picture_grid import PictureGrid
 from histomae.errors import AnnotationError, NotEnoughDataError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from histomae.models.segmenter import Segmenter, SegmenterHeader
     from histomae.slides.annotations import Roi
     from histomae.slides.slide import Slide
+    from histomae.slides.tissue import TissueMask
 
 Array = np.ndarray[Any, Any]
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
@@ -183,7 +185,7 @@ def _blocks(shape: tuple[int, int], tile_px: int) -> Iterator[_Block]:
 
 def _tissue_roi(slide: Slide) -> Any:
     """Return the boxes of a slide's tissue, prepared to be met."""
-    tissue = tissue_mask(slide)
+    tissue = _tissue_and_holes(slide)
     rows, columns = np.nonzero(tissue.mask)
     w, h = tissue.pixel_size_l0
     boxes = shapely.box(columns * w, rows * h, (columns + 1) * w, (rows + 1) * h)
@@ -192,12 +194,20 @@ def _tissue_roi(slide: Slide) -> Any:
     return found
 
 
+def _tissue_and_holes(slide: Slide) -> TissueMask:
+    """Find the tissue of a slide; a hole in it is fat, or pale, but no glass."""
+    tissue = tissue_mask(slide)
+    holes = clear_border(ndimage.label(~tissue.mask)[0]) > 0
+    return replace(tissue, mask=tissue.mask | holes)
+
+
 def segment(
     segmenter: Segmenter, reader: DenseReader, plan: SegmentPlan
 ) -> Generator[Event, None, SlideMarks]:
     """Read a part of a slide as planned; yields how far it is, in tiles.
 
-    Areas are told of tissue alone: on glass a segmenter of areas would find some too.
+    What is found is told of tissue alone, holes in it included: on glass a segmenter of
+    areas would find some too.
 
     Parameters
     ----------
@@ -267,7 +277,7 @@ class _Canvas:
         if plan.roi is not None:
             shapely.prepare(plan.roi)
         if not plan.slide.is_picture:
-            self._tissue = tissue_mask(plan.slide)
+            self._tissue = _tissue_and_holes(plan.slide)
 
     def classes(self) -> Array:
         """Return the class of each pixel of the raster, uint8."""
