@@ -77,7 +77,10 @@ class TestOverlayAlignment:
 @pytest.mark.usefixtures("no_trainer_is_left")
 class TestEventLoop:
     def test_a_window_that_is_blocked_while_training_is_found(self):
-        process = start("event_loop.py", "--json", "--plant", "--goal-stop-s", ANY)
+        process = start(
+            *("event_loop.py", "--json", "--plant"),
+            *("--seconds", "1", "--goal-stop-s", ANY),
+        )
         assert process.returncode == 1, process.stderr
         found = figures(process)
         assert found["steps of the training meanwhile"]["value"] >= 1
@@ -179,7 +182,7 @@ class TestSlideFaults:
         assert found["of them noticed by a reader"]["value"] >= 12
 
     def test_a_dead_handle_that_is_kept_is_found(self):
-        process = start("slide_faults.py", "--json", "--plant")
+        process = start("slide_faults.py", "--json", "--plant", "--late-s", "3")
         assert process.returncode == 1, process.stderr
         assert not figures(process)["longest time until it reads again"]["is_met"]
 
@@ -269,7 +272,7 @@ class TestViewerLatency:
         assert found["first picture, an image in memory"]["value"] > 0.01
 
     def test_late_tiles_are_found(self):
-        late = ("--plant", "--late-s", "0.1", "--moves", "1", "--no-training")
+        late = ("--plant", "--late-s", "0.05", "--moves", "1", "--no-training")
         process = start("viewer_latency.py", *late, *self.FEW)
         assert process.returncode == 1, process.stderr
         assert not figures(process)["first picture, against an image in memory"][

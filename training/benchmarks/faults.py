@@ -93,6 +93,8 @@ TOO_SMALL_MB, SMALL_MB = 40, 64
 REFUSED_S = 1.0
 #: Longest wait for what a sound program does soon and a broken one never, s.
 UNSAID_S = 120.0
+#: Who has not said by then that the disk refuses, after so many saves, never does.
+UNSAID_SAVES = 10
 #: When a training is asked to stop.
 MOMENTS = ("reading", "stepping", "saving", "previewing")
 #: The default recipe, which saves and shows often enough to be met at it.
@@ -359,11 +361,15 @@ def outlives(
     try:
         record.wait(lambda event: isinstance(event, Saved), process)
         refuse()
+        unsaid_at = steps_of(run)[-1] + UNSAID_SAVES * run.config().save_every
         # A save may have been under way: it is over when the next one was refused.
         record.wait(
-            lambda event: isinstance(event, Note),
+            lambda event: (
+                isinstance(event, Note)
+                or (isinstance(event, Step) and event.step > unsaid_at)
+            ),
             process,
-            most_s=UNSAID_S if can_say else REFUSED_S,
+            most_s=PATIENCE_S if can_say else REFUSED_S,
         )
         yield checkpoint_is_valid(run)
         before = digest(run.last)

@@ -84,6 +84,13 @@ CASES = (
 QUICK = CASES[3:]
 
 
+def cases_of(args: argparse.Namespace) -> tuple[Case, ...]:
+    """Return the slides that are looked at; one shows whether a defect is seen."""
+    if args.quick:
+        return QUICK[1:] if args.plant else QUICK
+    return CASES
+
+
 @dataclass(frozen=True)
 class Corner:
     """A mark's corner, level-0 (x, y). ``inward`` is 1 if the mark lies after it."""
@@ -321,10 +328,9 @@ class Studio:
 
     def show(self, layer: Layer) -> None:
         """Show one layer alone."""
-        layer.visible = True
-        for other in self.viewer.layers:
-            if other is not layer:
-                other.visible = False
+        for one in self.viewer.layers:
+            if one.visible != (one is layer):  # to set it draws all anew
+                one.visible = one is layer
 
     def corner(self, corner: Corner) -> tuple[Array, Array]:
         """Find a corner in what is shown.
@@ -585,13 +591,13 @@ def main() -> int:
     parser.add_argument("--goal-level-px", type=float, default=0.5)
     parser.add_argument("--goal-l0-px", type=float, default=1.0)
     parser.add_argument(
-        "--moves", type=int, help="photographs of each edge (16; quick: 4)"
+        "--moves", type=int, help="photographs of each edge (16; quick: 2)"
     )
     parser.add_argument(
         "--plant-px", type=float, default=1.0, help="level-0 px that --plant moves by"
     )
     args = parser.parse_args()
-    args.moves = args.moves or (4 if args.quick else 16)
+    args.moves = args.moves or (2 if args.quick else 16)
     if args.plant:
         _layers.EDGE_TO_CENTRE += args.plant_px
     found = Findings([], [])
@@ -603,7 +609,7 @@ def main() -> int:
         for dock in viewer.window._qt_window.findChildren(QDockWidget):
             dock.hide()  # less to paint
         viewer.window.resize(*WINDOW_PX)
-        for number, case in enumerate(QUICK if args.quick else CASES):
+        for number, case in enumerate(cases_of(args)):
             say(f"{case.name}: {case.size[0]} × {case.size[1]} px, worst at each level")
             measure(viewer, case, folder / f"{number}.tiff", args, found)
         viewer.close()

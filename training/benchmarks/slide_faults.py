@@ -54,8 +54,6 @@ NOBODY = 65534
 FAULT_S, REST_S = 0.05, 0.03
 #: With --quick faults are few: each lasts until it is noticed, but no longer, seconds.
 UNNOTICED_S = 1.0
-#: So long a return is waited for before it is called late, seconds.
-LATE_S = 15.0
 TILE_PX = 64
 MB = 1e6
 
@@ -101,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     given.add_argument("--count", type=int, default=100, help="faults of each kind")
     given.add_argument("--opens", type=int, default=1000, help="opens and closes")
     given.add_argument("--reads", type=int, default=100_000, help="reads")
+    given.add_argument("--late-s", type=float, default=15, help="longest wait for it")
     given.add_argument("--goal-s", type=float, default=2, help="until it reads again")
     given.add_argument("--goal-mb", type=float, default=5, help="growth of memory")
     return given
@@ -178,10 +177,13 @@ class Reader(threading.Thread):
         while self.refused <= refused and time.monotonic() < give_up:
             time.sleep(0.002)
 
-    def reads_again(self, since: float) -> float:
-        """Return how long after a time a read that began later came out well."""
+    def reads_again(self, since: float, late_s: float) -> float:
+        """Return how long after a time a read that began later came out well.
+
+        ``late_s``: for longer nobody waits.
+        """
         with self.good:
-            self.good.wait_for(lambda: self.last_good > since, LATE_S)
+            self.good.wait_for(lambda: self.last_good > since, late_s)
         return time.monotonic() - since
 
     def stop(self) -> None:
@@ -214,10 +216,11 @@ def faults(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
                         time.sleep(FAULT_S)
                         if arguments.quick:
                             reader.notices_more_than(begin)
-                    longest = max(longest, reader.reads_again(time.monotonic()))
+                    took = reader.reads_again(time.monotonic(), arguments.late_s)
+                    longest = max(longest, took)
                     told["noticed"] += reader.refused > begin
                     told["faults"] += 1
-                    if longest > LATE_S:
+                    if longest > arguments.late_s:
                         break
                 reader.stop()
             told["strangers"] += len(reader.strangers)
@@ -227,7 +230,7 @@ def faults(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         told["ways"] += 1
         told["longest_s"] = max(told["longest_s"], longest)
         say(f"{user.__name__}, {fault}: reads again after {longest:.2f} s at most")
-        if longest > LATE_S:
+        if longest > arguments.late_s:
             break
     return told
 

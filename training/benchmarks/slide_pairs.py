@@ -52,7 +52,7 @@ SIZES: dict[str, tuple[float, float]] = {
     "count": (500, 60),
     "registered": (200, 20),
     "train_places": (500, 100),
-    "epochs": (100, 25),
+    "epochs": (100, 12),
     "batch": (100, 25),
     "base_lr": (2.5e-3, 1e-2),
     "patch_size": (16, 32),
@@ -208,7 +208,7 @@ def main() -> int:
     parser.add_argument("--registered", type=int, help="laid on (200; quick: 20)")
     parser.add_argument("--registered-px", type=int, default=224)
     parser.add_argument("--train-places", type=int, help="(500; quick: 100)")
-    parser.add_argument("--epochs", type=int, help="(100; quick: 25)")
+    parser.add_argument("--epochs", type=int, help="(100; quick: 12)")
     parser.add_argument("--batch", type=int, help="(100; quick: 25)")
     parser.add_argument("--base-lr", type=float, help="(2.5e-3; quick: 1e-2)")
     parser.add_argument("--encoder", default="vit_micro")
