@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import gc
 import itertools
 import os
 import random
@@ -38,6 +39,21 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("this suite")
+
+
+def pytest_collection_finish():
+    """Spare the collector what was imported, which stays: it is called a lot.
+
+    napari's fixture has it look at everything several times for each viewer, and torch
+    and its like are some hundred thousand objects.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    """Let all be looked at once more: some libraries complain of what is left."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
