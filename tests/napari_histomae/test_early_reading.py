@@ -11,10 +11,11 @@ from napari_histomae._early_reading import read_before_drawing
 from napari_histomae._layers import camera
 
 
-@pytest.fixture
-def wide_path(tmp_path, write_slide, tissue_like):
+@pytest.fixture(scope="module")
+def wide_path(tmp_path_factory, write_slide, tissue_like):
     """A slide of which no view shows all at level 0."""
-    return write_slide(tmp_path / "wide.tiff", tissue_like(6000, 5000), levels=4)
+    path = tmp_path_factory.mktemp("wide") / "wide.tiff"
+    return write_slide(path, tissue_like(6000, 5000), levels=4)
 
 
 class Frames:

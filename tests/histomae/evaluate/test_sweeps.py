@@ -168,9 +168,9 @@ def test_ctrl_c_keeps_what_was_learned_and_the_sweep_goes_on(base, tmp_path):
     assert "mask_ratio-0.75 goes on from its checkpoint." in notes
     begun = [event for event in second.events() if isinstance(event, Started)]
     assert [event.step for event in begun] == [0, step]
-    for one, other in zip(runs, whole, strict=True):
-        for name, tensor in weights(other).items():
-            np.testing.assert_array_equal(weights(one)[name], tensor, err_msg=name)
+    for one, other in zip(map(weights, runs), map(weights, whole), strict=True):
+        for name, tensor in other.items():
+            np.testing.assert_array_equal(one[name], tensor, err_msg=name)
 
 
 def test_a_run_that_is_stopped_from_elsewhere_ends_the_sweep(base, tmp_path):
