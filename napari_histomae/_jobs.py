@@ -112,10 +112,11 @@ class Job(QObject):
         """Ask it to stop before its next event; ``on_cancelled`` tells when it did."""
         self._cancel.set()
 
-    def silence(self) -> None:
-        """Call nobody any more: the window that listened is going away."""
+    def abandon(self) -> None:
+        """Ask it to stop, and call nobody any more: the window that listened goes."""
         self._silent = True
         self._close_bar()
+        self.cancel()
 
     def join(self, timeout_s: float = JOIN_S) -> bool:
         """Wait until its thread has ended; return whether it has."""
@@ -359,8 +360,7 @@ class _Keeper(QObject):
         """Cancel and join every job; nobody is told."""
         jobs, self.jobs = self.jobs, []
         for job in jobs:
-            job.silence()
-            job.cancel()
+            job.abandon()
         for job in jobs:
             job._retire()
             if not job.join():
@@ -390,8 +390,7 @@ def _remember(job: Job, parent: QWidget) -> None:
     if keeper is None or not keeper.keeps(window):
         keeper = _keepers[id(window)] = _Keeper(window)
     keeper.jobs.append(job)
-    parent.destroyed.connect(job.silence)
-    parent.destroyed.connect(job.cancel)
+    parent.destroyed.connect(job.abandon)
 
 
 def _forget(job: Job) -> None:

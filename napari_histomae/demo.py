@@ -226,7 +226,7 @@ class Play:
             teach.load_regions_from(regions)
         yield lambda: teach.train.isEnabled() or teach.state.kind == "failed"
         teach.train.click()
-        yield lambda: not teach.working
+        yield lambda: not teach.running
         yield None
         probe = self._session.probe
         if probe is None:

@@ -125,8 +125,7 @@ class FeaturesField(QWidget):
     def shut(self) -> None:
         """Stop, and listen no more."""
         if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+            self._job.abandon()
         self._session.slides_changed.disconnect(self._refresh)
         self._session.model_changed.disconnect(self._refresh)
 
@@ -137,8 +136,7 @@ class FeaturesField(QWidget):
         on_done: Callable[[Any], None],
     ) -> None:
         if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+            self._job.abandon()
         self._job = start_job(
             self,
             work,

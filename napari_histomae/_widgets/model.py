@@ -107,8 +107,7 @@ class ModelChooser(ElidedBox):
         """Listen no more."""
         self._changes.disconnect(self._on_model_changed)
         if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+            self._job.abandon()
 
     def choose_file(self) -> None:
         """Ask for a checkpoint and use it."""
@@ -161,8 +160,7 @@ class ModelChooser(ElidedBox):
 
     def _on_model_changed(self) -> None:
         if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+            self._job.abandon()
             self._job = None
         self.header = None
         self._fill()

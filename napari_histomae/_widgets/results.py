@@ -39,7 +39,6 @@ from histomae.evaluate.report_plots import (
 from histomae.evaluate.scores import ECE, FRACTION, MAIN
 from histomae.evaluate.summary import setting_words
 from napari_histomae import _layers, _results
-from napari_histomae._jobs import Job, start_job
 from napari_histomae._results import TileMap
 from napari_histomae._review import Results
 from napari_histomae._session import Session
@@ -53,6 +52,7 @@ from napari_histomae._widgets.common import (
     StateLine,
     count,
     dock_layout,
+    why_disabled,
 )
 from napari_histomae._widgets.dock import LookingDock
 from napari_histomae._widgets.hooks import ViewerHooks
@@ -91,14 +91,13 @@ class ResultsDock(LookingDock):
         self._found = Results.of(self._session)
         self._summary: Summary | None = None
         self._tiles: TileMap | None = None
-        self._job: Job | None = None
         self._mistake = -1
         self._open = False
         self._make_fields()
         self._connect()
         self._lay_out()
         self._open_up()
-        self._refresh()
+        self._show_all()
 
     # ---- four paragraphs
 
@@ -168,11 +167,6 @@ class ResultsDock(LookingDock):
         return self._tiles
 
     @property
-    def busy(self) -> bool:
-        """Whether something is being opened."""
-        return self._job is not None
-
-    @property
     def score(self) -> Score | None:
         """The score of the row that is selected: ours, to begin with."""
         if self._summary is None:
@@ -216,21 +210,16 @@ class ResultsDock(LookingDock):
 
     def open(self, path: str | Path, method: str = "pca") -> None:
         """Open a report (its folder or a file in it), or features of an open slide."""
-        if self.busy:
+        if self.running:
             return
         slides = self._session.slides
-        self._job = start_job(
-            self,
+        self._start(
             lambda: _results.open_result(path, slides, method),
-            name=f"Opening {Path(path).name}",
-            on_done=self._on_opened,
-            on_failed=self._on_failed,
-            on_cancelled=self._on_cancelled,
+            f"Opening {Path(path).name}",
+            self._on_opened,
         )
-        self.state.working(f"Opening {Path(path).name}…")
 
     def _on_opened(self, found: Summary | TileMap) -> None:
-        self._job = None
         self._tiles = found if isinstance(found, TileMap) else None
         self._summary = None if isinstance(found, TileMap) else found
         self._mistake = -1
@@ -248,19 +237,14 @@ class ResultsDock(LookingDock):
             )
         elif self._summary is not None:
             self.state.done(_verdict(self._summary))
-        self._refresh()
-
-    def _on_failed(self, error: Exception) -> None:
-        self._job = None
-        self.state.failed(error)
-
-    def _on_cancelled(self) -> None:
-        self._job = None
-        self.state.idle("Stopped; nothing was changed.")
+        self._show_all()
 
     # ---- the form
 
     def _refresh(self) -> None:
+        why_disabled(self.open_button, "Wait until it is open." if self.running else "")
+
+    def _show_all(self) -> None:
         """Offer what there is to be seen."""
         summary, tiles = self._summary, self._tiles
         self.title.setVisible(True)
@@ -571,9 +555,7 @@ class ResultsDock(LookingDock):
             return
         self._open = False
         self.hooks.detach()
-        if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+        self._abandon()
         self._found.changed.disconnect(self._on_results_changed)
 
 

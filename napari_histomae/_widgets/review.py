@@ -13,9 +13,7 @@ from qtpy.QtWidgets import (
 )
 
 from histomae.errors import HistomaeError
-from histomae.events import Event, Progress
 from napari_histomae import _review
-from napari_histomae._jobs import Job, start_job
 from napari_histomae._review import Findings, MapChoice, Results
 from napari_histomae._session import Session
 from napari_histomae._teaching import EmbeddingCache
@@ -24,7 +22,6 @@ from napari_histomae._widgets.common import (
     ElidedLabel,
     StateLine,
     dock_layout,
-    human_time,
     why_disabled,
 )
 from napari_histomae._widgets.dock import LookingDock
@@ -43,6 +40,7 @@ if TYPE_CHECKING:
 
     import napari
 
+    from histomae.events import Event
     from histomae.infer.predict import Prediction
     from histomae.slides.slide import Slide
 
@@ -59,7 +57,6 @@ class ReviewDock(LookingDock):
         self._session = Session.of(viewer)
         self._results = Results.of(self._session)
         self._cache = EmbeddingCache.of(self._session)
-        self._job: Job | None = None
         self._open = False
         self._make_fields()
         self._connect()
@@ -156,11 +153,6 @@ class ReviewDock(LookingDock):
         """The classes of the slide's tiles."""
         return self.findings.prediction if self.findings else None
 
-    @property
-    def running(self) -> bool:
-        """Whether a map is being made."""
-        return self._job is not None
-
     # ---- running
 
     def run(self) -> None:
@@ -178,13 +170,7 @@ class ReviewDock(LookingDock):
                 )
             return found
 
-        self._start(slide, work, fresh=True)
-
-    def cancel(self) -> None:
-        """Stop making maps; those that are shown stay."""
-        if self._job is not None:
-            self._job.cancel()
-            self.state.working("Stopping…")
+        self._read(slide, work, fresh=True)
 
     def _on_map_wanted(self, kind: str) -> None:
         """Make a map that the slide was read without."""
@@ -194,7 +180,7 @@ class ReviewDock(LookingDock):
         if kind not in _review.EXTRA:
             return
         look, probe = self.tile.look, self._session.probe
-        self._start(
+        self._read(
             slide,
             lambda: _review.survey_more(load, slide, found, kind, look, probe),
             fresh=False,
@@ -205,7 +191,7 @@ class ReviewDock(LookingDock):
         path, session = self._session.model_path, self._session
         return None if path is None else lambda: session.encoder(path)
 
-    def _start(
+    def _read(
         self,
         slide: Slide,
         work: Callable[[], Generator[Event, None, Findings]],
@@ -213,37 +199,14 @@ class ReviewDock(LookingDock):
         fresh: bool,
     ) -> None:
         """Run a survey in the background and show its map."""
-        self._job = start_job(
-            self,
+        self._start(
             work,
-            name=f"Reading {slide.name}",
-            on_event=self._on_event,
-            on_done=lambda found: self._on_found(slide, found, fresh=fresh),
-            on_failed=self._on_failed,
-            on_cancelled=self._on_cancelled,
+            f"Reading {slide.name}",
+            lambda found: self._on_found(slide, found, fresh=fresh),
         )
-        self.state.working(f"Looking for the tissue of {slide.name}…")
-        self._refresh_buttons()
-
-    def _on_event(self, event: Event) -> None:
-        if self._job is None or self._job.cancelling:
-            return
-        if isinstance(event, Progress):
-            digits = 0 if event.per_s >= 10 else 1
-            self.state.working(
-                f"{event.done / event.total:.0%} · {event.per_s:.{digits}f} tiles/s · "
-                f"{human_time(event.seconds_left)}",
-                event.done,
-                event.total,
-            )
 
     def _on_found(self, slide: Slide, found: Findings, *, fresh: bool) -> None:
-        job, self._job = self._job, None
-        if job is not None and job.cancelling:  # too late, yet not wanted
-            self._on_cancelled()
-            return
         if slide not in self._session.slides:
-            self._refresh_buttons()
             self.state.idle(f"{slide.name} was closed meanwhile.")
             return
         self._results.put(slide, found)
@@ -261,17 +224,7 @@ class ReviewDock(LookingDock):
         """Take what was found, here or in Teach."""
         if self.slide is not None and self.slide.slide_id == slide_id:
             self.maps.refresh()
-            self._refresh_buttons()
-
-    def _on_failed(self, error: Exception) -> None:
-        self._job = None
-        self._refresh_buttons()
-        self.state.failed(error)
-
-    def _on_cancelled(self) -> None:
-        self._job = None
-        self._refresh_buttons()
-        self.state.idle("Stopped; nothing was changed.")
+            self._refresh()
 
     def _on_tissue_changed(self, slide_id: str) -> None:
         known = self._results.on(self.slide)
@@ -306,7 +259,7 @@ class ReviewDock(LookingDock):
         self.tile.set_classes(probe.class_names if probe else ())
         self.classifier.refresh()
         self.looker.look_again()
-        self._refresh(begin=True)
+        self._show_all(begin=True)
 
     def _on_slides_changed(self) -> None:
         self._results.keep_only(self._session.slides)
@@ -314,9 +267,9 @@ class ReviewDock(LookingDock):
 
     def _on_slide_changed(self) -> None:
         self.looker.keep_only(self.slide)
-        self._refresh()
+        self._show_all()
 
-    def _refresh(self, *, begin: bool = False) -> None:
+    def _show_all(self, *, begin: bool = False) -> None:
         slide, probe, header = self.slide, self._session.probe, self.model.header
         self.slide_label.setText(slide.name if slide is not None else "none is open")
         self.slide_label.setToolTip(str(slide.path) if slide is not None else NO_SLIDE)
@@ -326,11 +279,11 @@ class ReviewDock(LookingDock):
             decoder=header is not None and header.decoder is not None,
             begin=begin,
         )
-        self._refresh_buttons()
+        self._refresh()
         if self.state.kind in ("idle", "done"):
             self.state.idle(self._what_next())
 
-    def _refresh_buttons(self) -> None:
+    def _refresh(self) -> None:
         first = self._first_step()
         self.first_step.setText(first)
         self.first_step.setVisible(bool(first))
@@ -414,9 +367,7 @@ class ReviewDock(LookingDock):
         self.maps.show_overlays()
         self.looker.shut()
         self.tissue.shut()
-        if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+        self._abandon()
         session = self._session
         session.slides_changed.disconnect(self._on_slides_changed)
         session.slide_changed.disconnect(self._on_slide_changed)

@@ -20,10 +20,9 @@ from qtpy.QtWidgets import (
 )
 
 from histomae.errors import HistomaeError
-from histomae.events import Event, Note, Progress, Step, result_of
+from histomae.events import Note, Step, result_of
 from histomae.files import runs_folder
 from napari_histomae import _layers, _segment
-from napari_histomae._jobs import Job, start_job
 from napari_histomae._segment import REGIONS, VIEW, WHOLE, Ready
 from napari_histomae._session import Session
 from napari_histomae._widgets.class_list import ClassList
@@ -46,10 +45,9 @@ from napari_histomae._widgets.model import ModelChooser
 from napari_histomae._widgets.region_panel import not_written, with_suffix
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-
     import napari
 
+    from histomae.events import Event
     from histomae.infer.segment import SegmentPlan, SlideMarks
     from histomae.slides.slide import Slide
     from napari_histomae._segment import Lesson
@@ -86,7 +84,6 @@ class SegmentDock(LookingDock):
         self._session = Session.of(viewer)
         self._camera = _layers.camera(self._session.viewer)
         self._hider = Hider(self._session)
-        self._job: Job | None = None
         self._ready: Ready | None = None
         self._path: Path | None = None
         self._plan: SegmentPlan | None = None
@@ -236,54 +233,10 @@ class SegmentDock(LookingDock):
         """What was found on the slide."""
         return None if self.slide is None else self._found.get(self.slide.slide_id)
 
-    @property
-    def running(self) -> bool:
-        """Whether a job runs."""
-        return self._job is not None
-
     # ---- work that takes time
 
-    def _start(
-        self,
-        make: Callable[[], Generator[Event, None, Any]],
-        name: str,
-        on_done: Callable[[Any], None],
-    ) -> None:
-        def done(result: Any) -> None:
-            job, self._job = self._job, None
-            if job is not None and job.cancelling:  # too late, yet not wanted
-                self._on_cancelled()
-            else:
-                on_done(result)
-            self._refresh()
-
-        self._job = start_job(
-            self,
-            make,
-            name=name,
-            on_event=self._on_event,
-            on_done=done,
-            on_failed=self._on_failed,
-            on_cancelled=self._on_cancelled,
-        )
-        self.state.working(f"{name}…")
-        self._refresh()
-
-    def cancel(self) -> None:
-        """Stop; what is shown stays."""
-        if self._job is not None:
-            self._job.cancel()
-            self.state.working("Stopping…")
-
     def _on_event(self, event: Event) -> None:
-        if self._job is None or self._job.cancelling:
-            return
-        if isinstance(event, Progress):
-            told = f"{event.what.capitalize()}: {share_done(event.done, event.total)}"
-            if event.seconds_left is not None and event.done:
-                told += f" · {human_time(event.seconds_left)}"
-            self.state.working(told, event.done, event.total)
-        elif isinstance(event, Step):
+        if isinstance(event, Step):
             self.state.working(
                 f"Teaching: {share_done(event.step, event.total_steps)} · loss "
                 f"{event.loss:.2f} · {human_time(event.seconds_left)}",
@@ -292,16 +245,8 @@ class SegmentDock(LookingDock):
             )
         elif isinstance(event, Note):
             self.score.setText(event.text)
-
-    def _on_failed(self, error: Exception) -> None:
-        self._job = None
-        self.state.failed(error)
-        self._refresh()
-
-    def _on_cancelled(self) -> None:
-        self._job = None
-        self.state.idle("Stopped; nothing was changed.")
-        self._refresh()
+        else:
+            super()._on_event(event)
 
     # ---- the segmenter
 
@@ -363,6 +308,7 @@ class SegmentDock(LookingDock):
         self._show_words()
         what = "area" if marks.areas else "object"
         self.state.done(f"{slide.name}: {count(len(marks.table), what)}.")
+        self._refresh()
 
     def remove(self) -> None:
         """Take away the layers of what was found on the slide."""
@@ -438,6 +384,7 @@ class SegmentDock(LookingDock):
     def _on_planned(self, planned: SegmentPlan) -> None:
         self._plan = planned
         self.state.idle("Press Mark.")
+        self._refresh()
 
     def _on_moved(self) -> None:
         if self._ready is not None and self.part.currentData() == VIEW:
@@ -613,9 +560,7 @@ class SegmentDock(LookingDock):
         self._settle.stop()
         self.hooks.detach()
         self._hider.show()
-        if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+        self._abandon()
         for moved in (self._camera.events.zoom, self._camera.events.center):
             moved.disconnect(self._on_moved)
         self._session.slides_changed.disconnect(self._on_slides_changed)

@@ -179,8 +179,7 @@ class SlidesField(QWidget):
     def _stop_looking(self) -> None:
         self._timer.stop()
         if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+            self._job.abandon()
 
     # ---- looking at them, in the background
 

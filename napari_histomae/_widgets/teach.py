@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QFileDialog,
     QHBoxLayout,
@@ -18,10 +18,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from histomae.events import Heartbeat, Note, Progress
+from histomae.events import Heartbeat, Note
 from napari_histomae import _layers
 from napari_histomae._book import RegionBook
-from napari_histomae._jobs import start_job
 from napari_histomae._session import Session
 from napari_histomae._teaching import (
     Counts,
@@ -39,10 +38,10 @@ from napari_histomae._widgets.common import (
     StateLine,
     count,
     dock_layout,
-    human_time,
     mute,
     why_disabled,
 )
+from napari_histomae._widgets.dock import WorkingDock
 from napari_histomae._widgets.model import ModelChooser, newest_models
 from napari_histomae._widgets.region_panel import (
     RegionPanel,
@@ -62,7 +61,6 @@ if TYPE_CHECKING:
     from histomae.infer.predict import Prediction
     from histomae.models.probe import Probe
     from histomae.slides.slide import Slide
-    from napari_histomae._jobs import Job
     from napari_histomae._teaching import LabelledImages
 
 Color = tuple[int, int, int]
@@ -72,7 +70,7 @@ RECOUNT_MS = 120
 CLASSIFIER_FILES = "Classifiers (*.safetensors)"
 
 
-class TeachDock(QWidget):
+class TeachDock(WorkingDock):
     """Regions of classes, a classifier of them, and how good it is."""
 
     def __init__(self, napari_viewer: napari.viewer.Viewer) -> None:
@@ -82,11 +80,9 @@ class TeachDock(QWidget):
         self._book = RegionBook(self._session)
         self._cache = EmbeddingCache.of(self._session)
         self._counts: Counts | None = None
-        self._job: Job | None = None
         self._job_began = 0.0
         self._notes: list[str] = []
         self._taught_revision: int | None = None
-        self._docked = False
         self._make_fields()
         self._connect()
         self._set_first_values()
@@ -185,11 +181,6 @@ class TeachDock(QWidget):
         """The slide that is worked on."""
         return self._session.slide
 
-    @property
-    def working(self) -> bool:
-        """Whether a job of this dock runs."""
-        return self._job is not None
-
     # ---- the state of the form follows
 
     def _on_book_changed(self) -> None:
@@ -208,10 +199,10 @@ class TeachDock(QWidget):
     def _refresh(self) -> None:
         """Enable what can be done, and say why the rest cannot."""
         self._show_first_step()
-        busy = "Wait until it is done, or press Cancel." if self.working else ""
+        busy = "Wait until it is done, or press Cancel." if self.running else ""
         problem = self._why_not_train()
-        self.train.setText("Cancel" if self.working else "Train")
-        why_disabled(self.train, "" if self.working else problem)
+        self.train.setText("Cancel" if self.running else "Train")
+        why_disabled(self.train, "" if self.running else problem)
         no_model = "" if self._session.model_path else "Choose a model first."
         why_disabled(self.images, busy or no_model)
         self.summary.setText(problem or self._what_is_taught())
@@ -220,7 +211,7 @@ class TeachDock(QWidget):
         no_probe = "" if self._session.probe else "Train first, or load a classifier."
         why_disabled(self.save_classifier, busy or no_probe)
         why_disabled(self.load_classifier, busy)
-        self.why.setText("" if self.working else no_map)
+        self.why.setText("" if self.running else no_map)
         self.why.setVisible(bool(self.why.text()))
 
     def _why_not_train(self) -> str:
@@ -294,12 +285,11 @@ class TeachDock(QWidget):
             self.model.choose_file()
 
     def _open_sample(self) -> None:
-        self._start(
-            _sample_path,
-            "Making the sample slide",
-            lambda path: self._session.open_paths([path]),
-            said="The sample slide is open. It is synthetic.",
-        )
+        self._start(_sample_path, "Making the sample slide", self._on_sample)
+
+    def _on_sample(self, path: Path) -> None:
+        self.state.done("The sample slide is open. It is synthetic.")
+        self._session.open_paths([path])
 
     def _ask_mpp(self, slide: Slide) -> None:
         from napari_histomae._widgets.mpp import ask_mpp
@@ -325,63 +315,22 @@ class TeachDock(QWidget):
         make: Callable[[], Generator[Event, None, Any]],
         name: str,
         on_done: Callable[[Any], Any],
-        *,
-        said: str = "",
     ) -> None:
         self._notes = []
         self._job_began = time.monotonic()
-        self.state.working(f"{name}…")
-
-        def done(result: Any) -> None:
-            self._end_job()
-            if said:
-                self.state.done(said)
-            on_done(result)
-            self._refresh()
-
-        self._job = start_job(
-            self,
-            make,
-            name=name,
-            on_event=self._on_event,
-            on_done=done,
-            on_failed=self._on_job_failed,
-            on_cancelled=self._on_job_cancelled,
-        )
-        self._refresh()
-
-    def _end_job(self) -> None:
-        self._job = None
+        super()._start(make, name, on_done)
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Note):
             self._notes.append(event.text)
-        elif isinstance(event, Progress) and not self._is_cancelling():
-            self.state.working(_told(event), event.done, event.total)
-
-    def _is_cancelling(self) -> bool:
-        return self._job is not None and self._job.cancelling
-
-    def _on_job_failed(self, error: Exception) -> None:
-        self._end_job()
-        self.state.failed(error)
-        self._refresh()
-
-    def _on_job_cancelled(self) -> None:
-        self._end_job()
-        self.state.idle("Cancelled. Nothing was changed.")
-        self._refresh()
-
-    def _cancel(self) -> None:
-        if self._job is not None:
-            self.state.working("Cancelling…")
-            self._job.cancel()
+        else:
+            super()._on_event(event)
 
     # ---- the classifier
 
     def _on_train(self) -> None:
-        if self.working:
-            self._cancel()
+        if self.running:
+            self.cancel()
             return
         drawn, classes = self._drawn(), self._book.classes
         load = partial(self._session.encoder, self._session.model_path)
@@ -585,19 +534,6 @@ class TeachDock(QWidget):
         self.regions.give_keys_back()
         self._book.save()
 
-    def closeEvent(self, event: Any) -> None:
-        """Save, stop, and let go of everything."""
-        self.shut()
-        super().closeEvent(event)
-
-    def event(self, event: QEvent) -> bool:
-        """Shut when the dock is taken out of the window."""
-        if event.type() == QEvent.Type.ParentChange:
-            if self.parent() is None and self._docked:
-                self.shut()
-            self._docked = self.parent() is not None
-        return bool(super().event(event))
-
     def shut(self) -> None:
         """Save the regions, stop the work, listen no more."""
         if self._book.is_closed:
@@ -606,9 +542,7 @@ class TeachDock(QWidget):
         self.regions.shut()
         self._book.close()
         self._recount.stop()
-        if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+        self._abandon()
         self.model.shut()
         self._session.slide_changed.disconnect(self._on_book_changed)
         self._session.probe_changed.disconnect(self._on_probe_changed)
@@ -646,16 +580,6 @@ def _sample_path() -> Generator[Event, None, Path]:
 
     yield Heartbeat()
     return Path(sample_slide().slide_path)
-
-
-def _told(event: Progress) -> str:
-    """Return a progress in words."""
-    told = f"{event.what.capitalize()} · {event.done:,} of {event.total:,}"
-    if event.per_s:
-        told += f" · {event.per_s:.0f}/s"
-    if event.seconds_left:
-        told += f" · {human_time(event.seconds_left)}"
-    return told
 
 
 def _score_text(scores: dict[str, Any], path: Path | None) -> str:

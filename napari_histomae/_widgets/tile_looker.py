@@ -137,8 +137,7 @@ class TileLooker(QObject):
     def stop(self) -> None:
         """Give up the tile that is being looked at."""
         if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+            self._job.abandon()
             self._job = None
 
     def shut(self) -> None:

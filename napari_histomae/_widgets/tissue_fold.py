@@ -368,8 +368,7 @@ class TissueFold(QWidget):
         self._is_shut = True
         self._lift_veil()
         if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+            self._job.abandon()
         self._session.slide_changed.disconnect(self._on_slide_changed)
         self._session.slides_changed.disconnect(self._on_slide_changed)
         self._session.tissue_changed.disconnect(self._on_tissue_changed)

@@ -609,8 +609,7 @@ class TrainDock(Dock):
         A closing window asks what becomes of it only if it was begun here.
         """
         if self._job is not None:
-            self._job.silence()  # the training itself goes on
-            self._job.cancel()
+            self._job.abandon()  # the training itself goes on
         self._run, self._news = run, None
         self._asked = self._saved = False
         self.plot.clear()
@@ -885,8 +884,7 @@ class TrainDock(Dock):
         self._session.slide_changed.disconnect(self._say_where_to_begin)
         if self._job is None or not self._job.running:
             return
-        self._job.silence()
-        self._job.cancel()
+        self._job.abandon()
         if self._run is not None and self._job.before_close is not None:
             show_info(
                 f"{self._run.path.name} is trained on. Open the Train dock and press "

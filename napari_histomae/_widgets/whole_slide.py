@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from histomae.events import Event, Progress
 from napari_histomae import _layers, _slide_layers, _whole_slide
-from napari_histomae._jobs import Job, start_job
 from napari_histomae._session import Session
 from napari_histomae._whole_slide import Wanted
 from napari_histomae._widgets.class_list import ClassBars
@@ -32,9 +31,7 @@ from napari_histomae._widgets.common import (
     ElidedLabel,
     StateLine,
     dock_layout,
-    human_time,
     mute,
-    share_done,
     why_disabled,
 )
 from napari_histomae._widgets.dock import LookingDock
@@ -91,7 +88,6 @@ class WholeSlideDock(LookingDock):
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         super().__init__()
         self._session = Session.of(viewer)
-        self._job: Job | None = None
         self._features: Path | None = None
         self._view: SlideView | None = None
         self._viewed: Slide | None = None
@@ -219,11 +215,6 @@ class WholeSlideDock(LookingDock):
         """What is said of the clicked tile."""
         return self._tile
 
-    @property
-    def running(self) -> bool:
-        """Whether the slide is being looked at."""
-        return self._job is not None
-
     # ---- running
 
     def use_features(self, path: str | Path | None) -> None:
@@ -241,34 +232,14 @@ class WholeSlideDock(LookingDock):
         wanted = Wanted(
             slide, model, self._features, lambda: session.encoder(encoder), region
         )
-        self._job = start_job(
-            self,
+        self._start(
             lambda: _whole_slide.look(wanted),
-            name=f"Looking at {slide.name}",
-            on_event=self._on_event,
-            on_done=lambda view: self._on_view(slide, view),
-            on_failed=self._on_failed,
-            on_cancelled=self._on_cancelled,
+            f"Looking at {slide.name}",
+            partial(self._on_view, slide),
         )
-        self.state.working(f"Looking at {slide.name}…")
-        self._refresh()
-
-    def cancel(self) -> None:
-        """Stop; what is shown stays."""
-        if self._job is not None:
-            self._job.cancel()
-            self.state.working("Stopping…")
-
-    def _on_event(self, event: Event) -> None:
-        if isinstance(event, Progress) and self._job and not self._job.cancelling:
-            share = share_done(event.done, event.total)
-            left = f" · {human_time(event.seconds_left)}" if event.per_s else ""
-            self.state.working(f"{event.what}: {share}{left}", event.done, event.total)
 
     def _on_view(self, slide: Slide, view: SlideView) -> None:
-        self._job = None
         if slide not in self._session.slides:
-            self._refresh()
             self.state.idle(f"{slide.name} was closed meanwhile.")
             return
         self._forget()
@@ -281,16 +252,6 @@ class WholeSlideDock(LookingDock):
         self._refresh()
         self._show_map()
         self._show_marks()
-
-    def _on_failed(self, error: Exception) -> None:
-        self._job = None
-        self._refresh()
-        self.state.failed(error)
-
-    def _on_cancelled(self) -> None:
-        self._job = None
-        self._refresh()
-        self.state.idle("Stopped; nothing was changed.")
 
     # ---- what is shown
 
@@ -472,9 +433,7 @@ class WholeSlideDock(LookingDock):
         self._open = False
         self.hooks.detach()
         self._hider.show()
-        if self._job is not None:
-            self._job.silence()
-            self._job.cancel()
+        self._abandon()
         self._camera.events.zoom.disconnect(self._on_zoomed)
         self._session.slides_changed.disconnect(self._on_slides_changed)
         self._session.slide_changed.disconnect(self._on_slides_changed)

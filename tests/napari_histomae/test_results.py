@@ -50,7 +50,7 @@ def opened(dock, report, wait):
 @pytest.fixture
 def wait(qtbot):
     def until_idle(dock):
-        qtbot.waitUntil(lambda: not dock.busy)
+        qtbot.waitUntil(lambda: not dock.running)
 
     return until_idle
 

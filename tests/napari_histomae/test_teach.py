@@ -98,7 +98,7 @@ class Hand:
         """Press a button and wait for what it starts."""
         assert button.isEnabled(), button.toolTip()
         button.click()
-        self.wait(lambda: not self.dock.working)
+        self.wait(lambda: not self.dock.running)
 
     def draw(self, slide, regions):
         here = self.dock.book.of(slide)
@@ -319,7 +319,7 @@ def test_errors_are_sentences_and_the_dock_goes_on(taught, make_model, tmp_path)
     wrong = tmp_path / "notes.safetensors"
     wrong.write_text("these are notes")
     dock.load_classifier_from(wrong)
-    hand.wait(lambda: not dock.working)
+    hand.wait(lambda: not dock.running)
     assert dock.state.kind == "failed"
     assert "notes.safetensors" in dock.state.text
     dock.load_regions_from(wrong)
@@ -353,12 +353,12 @@ def test_training_can_be_cancelled(taught, monkeypatch):
     monkeypatch.setattr("histomae.infer.embed.embed_tiles", forever)
     dock.train.click()
     hand.wait(lambda: dock.state.text.startswith("Embedding tiles"))
-    assert "of 10,000 · 31/s · about 4 min left" in dock.state.text
+    assert " % · 31/s · about 4 min left" in dock.state.text
     assert dock.train.text() == "Cancel"
     assert dock.show_map.toolTip() == "Wait until it is done, or press Cancel."
     dock.train.click()
-    hand.wait(lambda: not dock.working)
-    assert dock.state.text == "Cancelled. Nothing was changed."
+    hand.wait(lambda: not dock.running)
+    assert dock.state.text == "Stopped; nothing was changed."
     assert dock.train.text() == "Train"
     assert hand.session.probe is None
     assert running_jobs(dock) == []
@@ -545,7 +545,7 @@ class TestLabelledImages:
     def choose_folder(self, hand):
         folder, _ = hand.dock.images.menu().actions()
         folder.trigger()
-        hand.wait(lambda: not hand.dock.working)
+        hand.wait(lambda: not hand.dock.running)
 
     def test_they_teach_a_classifier(self, hand, model_path, images, answers):
         assert not hand.dock.images.isEnabled()
