@@ -275,7 +275,7 @@ def running_jobs(parent: QWidget | None = None) -> list[Job]:
     """Return the jobs that run in the window of a widget, or in all windows."""
     if parent is None:
         return [job for keeper in _keepers.values() for job in keeper.jobs]
-    window = _window_of(parent)
+    window = window_of(parent)
     keeper = _keepers.get(id(window))
     return list(keeper.jobs) if keeper is not None and keeper.keeps(window) else []
 
@@ -376,7 +376,7 @@ def _wait_for_threads() -> None:
     QThreadPool.globalInstance().waitForDone(round(LEAVE_S * 1000))
 
 
-def _window_of(widget: QWidget) -> QWidget:
+def window_of(widget: QWidget) -> QWidget:
     """Return the main window around a widget, else its own window."""
     around = widget
     while around is not None and not isinstance(around, QMainWindow):
@@ -385,7 +385,7 @@ def _window_of(widget: QWidget) -> QWidget:
 
 
 def _remember(job: Job, parent: QWidget) -> None:
-    window = _window_of(parent)
+    window = window_of(parent)
     keeper = _keepers.get(id(window))
     if keeper is None or not keeper.keeps(window):
         keeper = _keepers[id(window)] = _Keeper(window)

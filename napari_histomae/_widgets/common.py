@@ -30,7 +30,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_histomae._jobs import describe
+from napari_histomae._jobs import describe, window_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,11 +93,15 @@ def count(number: int, one: str, many: str | None = None) -> str:
 
 
 def theme_of(widget: QWidget) -> Theme:
-    """Return napari's current theme."""
+    """Return the theme of napari's window around a widget, else that of its settings.
+
+    They differ: Ctrl+Shift+T changes the window's alone.
+    """
     from napari.settings import get_settings
     from napari.utils.theme import get_theme
 
-    name = get_settings().appearance.theme
+    viewer = getattr(getattr(window_of(widget), "_qt_viewer", None), "viewer", None)
+    name = viewer.theme if viewer is not None else get_settings().appearance.theme
     if name == "system":
         from napari.utils.theme import get_system_theme
 

@@ -4,7 +4,6 @@ import time
 
 import numpy as np
 import pytest
-from napari.settings import get_settings
 
 from histomae.events import HeldOut, Note, Started, Step
 from napari_histomae._widgets.curve_plot import CurvePlot
@@ -146,6 +145,5 @@ def test_it_follows_the_theme(qtbot, make_napari_viewer):
         ("dark", lambda: brightness() < 1),
         ("light", lambda: brightness() > 2),
     ):
-        get_settings().appearance.theme = theme
         viewer.theme = theme
         qtbot.waitUntil(is_shown)

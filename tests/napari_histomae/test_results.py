@@ -5,6 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from matplotlib.backend_bases import MouseEvent
+from matplotlib.colors import to_hex
+from napari.settings import get_settings
+from napari.utils.theme import get_theme
 
 from histomae.data.pictures import read_picture
 from histomae.evaluate.report import write_report
@@ -130,6 +133,28 @@ def test_every_plot_of_the_report_is_drawn(opened):
         assert len(axes.lines) + len(axes.collections) > 0, name
         drawn.add((axes.get_xlabel(), axes.get_ylabel()))
     assert len(drawn) == len(PLOTS)
+
+
+def by_key(viewer, theme):
+    viewer.theme = theme  # as Ctrl+Shift+T: the settings stay
+
+
+def by_settings(viewer, theme):
+    get_settings().appearance.theme = theme
+
+
+@pytest.mark.parametrize("switch", [by_key, by_settings])
+def test_its_plot_follows_the_theme(opened, viewer, qtbot, switch):
+    axes = opened.plot.axes
+
+    def dressed(theme):
+        ground, ink = axes.figure.get_facecolor(), axes.get_yticklabels()[0].get_color()
+        wanted = theme.background.as_hex(), theme.text.as_hex()
+        return [to_hex(x) for x in (ground, ink)] == [to_hex(x) for x in wanted]
+
+    for name in ("light", "dark"):
+        switch(viewer, name)
+        qtbot.waitUntil(lambda name=name: dressed(get_theme(name)))
 
 
 def test_a_row_and_a_setting_choose_what_is_drawn(opened, evaluation):
