@@ -79,6 +79,17 @@ def nothing_is_decoded_afterwards():
     wait_until(lambda: not shared_cache()._here().jobs, "the end of decoding")
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Compute on one thread: small matrices, summed in one order on any machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> Path:
     """Return a folder that all processes of a test run share.

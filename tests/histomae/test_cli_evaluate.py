@@ -19,6 +19,8 @@ from histomae.models.checkpoint import CheckpointHeader, save_checkpoint
 from histomae.models.encoders import build
 from histomae.models.vit import EncoderSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = EncoderSpec(tile_px=32, patch_size=8, embed_dim=24, depth=2, num_heads=3)
 BARE = ("--imagenet", "none", "--device", "cpu", "--folds", "3")
 
@@ -38,14 +40,6 @@ def histomae(*arguments):
         except SystemExit as end:
             code = int(end.code or 0)
     return Said(code, out.getvalue(), err.getvalue())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

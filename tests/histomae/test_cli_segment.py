@@ -18,17 +18,11 @@ from histomae.models.vit import build_encoder
 from tests.histomae.models.test_segmenter import HEADER, SPEC
 from tests.histomae.test_cli import complaint, histomae, region
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MPP = HEADER.mpp
 COLOURS = np.array([[235, 200, 220], [60, 60, 120]])
 QUICK = ("--epochs", 8, "--batch-size", 8, "--device", "cpu")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

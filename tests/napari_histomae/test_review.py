@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from qtpy.QtWidgets import QWidget
 
+from histomae.events import result_of
 from histomae.infer.encoder import TileEncoder
 from histomae.infer.predict import tissue_grid
 from histomae.models.checkpoint import (
@@ -742,13 +743,7 @@ def test_what_teach_found_is_taken(taught, session, qtbot):
     slide, load = taught.slide, session.encoder
     look = taught.tile.look
     work = _review.survey(load, session.probe, slide, cache, look)
-    while True:
-        try:
-            next(work)
-        except StopIteration as stop:
-            found = stop.value
-            break
-    _review.Results.of(session).put(slide, found)
+    _review.Results.of(session).put(slide, result_of(work))
     assert taught.export_button.isEnabled()
     assert taught.maps.classes.names == (*NAMES, "unsure")
 

@@ -12,6 +12,7 @@ from histomae.data.datasets import KINDS, check_dataset, kind_of, only_readable
 from histomae.data.datasets import open_dataset as opened
 from histomae.errors import ConfigError, DataSetError, LabelError, NotEnoughDataError
 from histomae.events import Progress, result_of
+from tests.listening import events_of
 
 
 def put(path, value=128, side_px=24):
@@ -188,14 +189,7 @@ class TestBach:
     def test_a_download_is_verified_file_by_file(self, photos):
         (photos / "Normal" / "n002.tif").rename(photos / "Normal" / "odd.tif")
         (photos / "Benign" / "b002.tif").write_bytes(b"II*\0 cut off")
-        check_events = []
-        work = check_dataset(photos)
-        while True:
-            try:
-                check_events.append(next(work))
-            except StopIteration as stop:
-                check = stop.value
-                break
+        check_events, check = events_of(check_dataset(photos))
         assert any(isinstance(event, Progress) for event in check_events)
         assert "wrong count: Normal: 1 pictures, officially 100" in check.wrong
         assert "missing: n002.tif" in check.wrong

@@ -15,6 +15,7 @@ from histomae.data.split_files import Fold
 from histomae.errors import RunError
 from histomae.events import Note, Progress, result_of
 from histomae.slides.crops import CropManifest, SlideEntry
+from tests.listening import events_of
 
 FOLD = Fold(np.arange(4), np.arange(4, 6), np.arange(6, 9))
 
@@ -75,14 +76,8 @@ def manifest(path, slide, xy_l0, held_out=False):
 
 
 def test_where_there_is_none_none_is_found(data):
-    work = find_leaks(data, FOLD)
-    events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            assert stop.value == ()
-            break
+    events, found = events_of(find_leaks(data, FOLD))
+    assert found == ()
     assert any(isinstance(event, Progress) for event in events)
 
 

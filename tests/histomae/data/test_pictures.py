@@ -15,6 +15,7 @@ from histomae.data.pictures import (
 )
 from histomae.errors import DataSetError
 from histomae.events import Note, result_of
+from tests.listening import events_of
 
 
 @pytest.fixture
@@ -54,15 +55,8 @@ def test_what_cannot_be_read_is_refused_by_name(pictures):
 
 
 def test_or_left_out_by_choice_and_told(pictures):
-    work, notes = readable(pictures, skip_unreadable=True), []
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as stop:
-            good = stop.value
-            break
-        if isinstance(event, Note):
-            notes.append(event.text)
+    events, good = events_of(readable(pictures, skip_unreadable=True))
+    notes = [event.text for event in events if isinstance(event, Note)]
     assert {path.name for path in good} == {"a.png", "b.png"}
     (note,) = notes
     assert note.startswith("2 of 4 pictures cannot be read and are left out: cut.png")

@@ -19,12 +19,8 @@ DECODER = DecoderSpec(dim=16, depth=1, heads=2)
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Compute on one thread, whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """Small matrices."""
 
 
 @pytest.fixture(scope="session")

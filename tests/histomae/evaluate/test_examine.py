@@ -33,6 +33,7 @@ from histomae.events import Note, Progress, result_of
 from histomae.learn.finetune import FineTuning
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import save_checkpoint
+from tests.listening import events_of
 
 #: Pictures of each class of each patient.
 EACH = 2
@@ -92,16 +93,6 @@ QUICK = Settings(
 )
 
 
-def run(work):
-    """Run long work; return its events and its result."""
-    events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return events, stop.value
-
-
 # Candidates ----------------------------------------------------------------------
 
 
@@ -121,7 +112,7 @@ def test_imagenet_is_left_out_with_a_note_where_it_cannot_be_loaded(
 
     monkeypatch.setattr(candidates_module, "foreign_encoder", offline)
     asked = Compared(encoders=(str(write_checkpoint()),), device="cpu")
-    events, found = run(open_candidates(asked))
+    events, found = events_of(open_candidates(asked))
     assert "ImageNet" not in [candidate.kind for candidate in found]
     notes = [event.text for event in events if isinstance(event, Note)]
     assert any("ImageNet" in note and "no connection" in note for note in notes)
@@ -538,7 +529,9 @@ def test_what_is_broken_off_goes_on_with_what_is_finished(data, compared, tmp_pa
         next(work)
     work.close()
     kept = {p.name: p.stat().st_mtime_ns for p in out.glob("trials/*.npz")}
-    events, evaluation = run(evaluate(PROTOCOLS["linear"], data, compared, out, QUICK))
+    events, evaluation = events_of(
+        evaluate(PROTOCOLS["linear"], data, compared, out, QUICK)
+    )
     notes = [event.text for event in events if isinstance(event, Note)]
     assert f"{len(kept)} of 9 trials were finished before and are kept." in notes
     for name, written in kept.items():

@@ -17,6 +17,7 @@ from histomae.models.checkpoint import autoencoder_from, load_checkpoint
 from histomae.models.mae import MaskedAutoencoder
 from histomae.slides.crops import CropManifest, SlideEntry
 from histomae.slides.slide import Slide
+from tests.listening import events_of
 
 PATCH, GRID, SIDE = 8, 4, 32
 MEAN, STD = np.array([0.7, 0.5, 0.65]), np.array([0.2, 0.25, 0.18])
@@ -165,19 +166,7 @@ def test_it_equals_a_slow_judge(norm_pix, crops, write_checkpoint):
 
 def test_batches_change_nothing(crops, write_checkpoint):
     path = write_checkpoint()
-    events = []
-
-    def counted():
-        result = yield from judge(path, crops, batch_size=2)
-        return result
-
-    work = counted()
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            judged = stop.value
-            break
+    events, judged = events_of(judge(path, crops, batch_size=2))
     whole = result_of(judge(path, crops))
     assert [(e.done, e.total) for e in events if isinstance(e, Progress)] == [
         *((2, 5), (4, 5), (5, 5))

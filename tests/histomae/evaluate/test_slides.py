@@ -27,6 +27,7 @@ from histomae.exchange.features import read_features, write_features
 from histomae.learn.slide_classes import SlideFit
 from histomae.models.feature_spec import FeatureSpec
 from histomae.models.pama import Pama, PamaSpec
+from tests.listening import events_of
 
 TILES = FeatureSpec(encoder="drawn", width=4)
 
@@ -68,13 +69,9 @@ class Watcher:
 
 def judged(*given, **how):
     """Return the scores and what was said."""
-    said, work = [], judge_slides(*given, **how)
-    while True:
-        try:
-            said.append(next(work))
-        except StopIteration as stop:
-            notes = [event.text for event in said if isinstance(event, Note)]
-            return stop.value, [text for text in notes if text != "at work"], said
+    said, found = events_of(judge_slides(*given, **how))
+    notes = [event.text for event in said if isinstance(event, Note)]
+    return found, [text for text in notes if text != "at work"], said
 
 
 def names(bags):
@@ -268,13 +265,7 @@ class TestCohort:
 
     def test_labelled_slides_are_read(self, folder):
         table = self.table(folder, "s0.svs,a,x", "s2,b,y", "s9,c,y")
-        said, work = [], read_cohort([folder], table)
-        while True:
-            try:
-                said.append(next(work))
-            except StopIteration as stop:
-                bags, labels = stop.value
-                break
+        said, (bags, labels) = events_of(read_cohort([folder], table))
         assert list(bags) == ["s0", "s2"]
         assert labels.slides == ("s0", "s2")
         assert labels.notes == ("s9 has a label and no features, and is left out.",)

@@ -17,6 +17,7 @@ from histomae.evaluate.sweeps import configs, pretrain_each, read_values, varied
 from histomae.events import Note, Progress, Started, Step, result_of
 from histomae.learn.runs import RunFolder
 from histomae.models.checkpoint import load_checkpoint
+from tests.listening import events_of
 
 #: Of 12 pictures, in batches of 4.
 STEPS = 2 * 3
@@ -53,16 +54,6 @@ def base(pictures):
         preview_every=100,
         save_every=100,
     )
-
-
-def events_of(work):
-    """Run work to its end; return what it said, and its result."""
-    said = []
-    while True:
-        try:
-            said.append(next(work))
-        except StopIteration as stop:
-            return said, stop.value
 
 
 def weights(run):

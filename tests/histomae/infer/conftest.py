@@ -20,6 +20,7 @@ from histomae.models.probe import Probe
 from histomae.models.vit import EncoderSpec
 from histomae.slides.grid import TileGrid
 from histomae.slides.slide import Slide
+from tests.listening import events_of
 
 SPEC = EncoderSpec(tile_px=32, patch_size=8, embed_dim=24, depth=3, num_heads=3)
 DECODER = DecoderSpec(dim=16, depth=1, heads=2)
@@ -165,16 +166,6 @@ def tiles():
     return made
 
 
-def collected(work):
-    """Run long work; return its events and its result."""
-    events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return events, stop.value
-
-
 @pytest.fixture
 def run():
-    return collected
+    return events_of

@@ -4,19 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from histomae.config import PretrainConfig
 from histomae.models import vit
-
-
-@pytest.fixture
-def one_thread():
-    """Compute on one thread, whatever the machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

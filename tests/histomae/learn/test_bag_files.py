@@ -19,6 +19,7 @@ from histomae.learn.bag_files import (
 )
 from histomae.learn.runs import RunFolder
 from histomae.models.slide_checkpoint import name_digits
+from tests.listening import events_of
 
 
 @pytest.fixture
@@ -44,12 +45,8 @@ def config(files):
 
 def made(config, run, *, anew=True):
     """Return the settings, the examples and what was said."""
-    said, work = [], slide_bags(config, run, ExitStack(), anew=anew)
-    while True:
-        try:
-            said.append(next(work))
-        except StopIteration as stop:
-            return (*stop.value, said)
+    said, found = events_of(slide_bags(config, run, ExitStack(), anew=anew))
+    return (*found, said)
 
 
 def numbers(examples):

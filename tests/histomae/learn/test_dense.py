@@ -25,17 +25,11 @@ from histomae.models.classifier import Network
 from histomae.models.dense import Dense, DenseModel, taps
 from histomae.models.vit import EncoderSpec, build_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SIDE = 32
 CLASSES = ClassSet.of(["dark", "red"])
 QUICK = DenseTraining(epochs=12, batch_size=8, base_lr=0.3, width=16, device="cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -19,17 +19,15 @@ from histomae.learn.labelled_tiles import LabelledTiles, count_tiles, tile_numbe
 from histomae.models.classifier import Network
 from histomae.models.encoders import build
 from histomae.models.vit import EncoderSpec
+from tests.listening import events_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPEC = EncoderSpec(tile_px=32, patch_size=8, embed_dim=24, depth=2, num_heads=3)
 QUICK = FineTuning(
     epochs=12, warmup_epochs=1, batch_size=8, base_lr=0.05, device="cpu", mixup=0.2
 )
 WHOLE = Tiling(how="whole")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """Small matrices."""
 
 
 def network(seed=0):
@@ -83,12 +81,8 @@ def tuned(settings=QUICK, data=DATA, tiling=WHOLE, net=None, seed=0, **sides):
         seed=seed,
         **(SIDES | sides),
     )
-    events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return [e for e in events if isinstance(e, Step)], stop.value
+    events, found = events_of(work)
+    return [event for event in events if isinstance(event, Step)], found
 
 
 def test_an_encoder_learns_labels():

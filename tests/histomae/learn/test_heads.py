@@ -11,11 +11,9 @@ from histomae.learn.choosing import BestEpoch
 from histomae.learn.heads import LARS_PROBE, LEADERBOARD, fit_head
 from histomae.learn.loop import LARS_TRUST
 from histomae.learn.probe import fit_validated
+from tests.listening import events_of
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """Small matrices."""
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def clouds(count=90, *, apart=3.0, seed=0):
@@ -25,13 +23,10 @@ def clouds(count=90, *, apart=3.0, seed=0):
     return centres[labels] + rng.normal(size=(count, 8)), labels
 
 
-def run(work):
-    events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return [e for e in events if isinstance(e, Step)], stop.value
+def fitted(*given, **how):
+    """Return the steps of fitting a head, and the head."""
+    events, head = events_of(fit_head(*given, num_classes=3, **how))
+    return [event for event in events if isinstance(event, Step)], head
 
 
 @pytest.mark.parametrize(
@@ -42,7 +37,7 @@ def test_a_head_learns_what_can_be_told_apart(settings):
     settings = replace(settings, batch_size=16, base_lr=max(0.01, settings.base_lr))
     if settings.optimizer == "lars":
         settings = replace(settings, base_lr=160.0)
-    _, head = run(fit_head(x, y, val_x, val_y, num_classes=3, settings=settings))
+    _, head = fitted(x, y, val_x, val_y, settings=settings)
     assert (head.logits(test_x).argmax(1) == test_y).mean() > 0.85
     assert head.epoch >= 1
 
@@ -50,7 +45,7 @@ def test_a_head_learns_what_can_be_told_apart(settings):
 def test_the_leaderboards_learning_rate_is_that_of_any_number_of_pictures():
     x, y = clouds(30)
     settings = replace(LEADERBOARD, steps=8)
-    steps, _ = run(fit_head(x, y, x, y, num_classes=3, settings=settings))
+    steps, _ = fitted(x, y, x, y, settings=settings)
     assert len(steps) == 8  # one batch of 30 is an epoch
     assert steps[0].lr == pytest.approx(3e-4)
     assert steps[-1].lr < 0.1 * 3e-4  # half a cosine
@@ -70,9 +65,7 @@ def test_the_first_step_of_lars_is_that_of_the_equation():
     weight, grad = twin.weight.detach(), twin.weight.grad
     lr = 0.1 * 30 / 256
     trust = LARS_TRUST * weight.norm() / grad.norm()
-    _, head = run(
-        fit_head(x, y, x[:0], y[:0], num_classes=3, settings=settings, seed=4)
-    )
+    _, head = fitted(x, y, x[:0], y[:0], settings=settings, seed=4)
     moved = head.module[1].weight
     torch.testing.assert_close(moved, weight - lr * trust * grad, rtol=1e-4, atol=1e-6)
 
@@ -82,21 +75,18 @@ def test_a_head_that_gets_no_better_stops_early():
     rng = np.random.default_rng(0)
     val = rng.normal(size=(30, 8)), rng.integers(3, size=30)
     settings = replace(LEADERBOARD, steps=400, base_lr=0.1)
-    steps, head = run(fit_head(x, y, *val, num_classes=3, settings=settings))
+    steps, head = fitted(x, y, *val, settings=settings)
     assert len(steps) < 400
     assert len(steps) >= head.epoch + 0.2 * 400
     settings = replace(settings, patience=None, steps=100)
-    steps, _ = run(fit_head(x, y, *val, num_classes=3, settings=settings))
+    steps, _ = fitted(x, y, *val, settings=settings)
     assert len(steps) == 100
 
 
 def test_the_same_seed_gives_the_same_head():
     x, y = clouds(30)
     settings = replace(LEADERBOARD, steps=10)
-    heads = [
-        run(fit_head(x, y, x, y, num_classes=3, settings=settings, seed=seed))[1]
-        for seed in (1, 1, 2)
-    ]
+    heads = [fitted(x, y, x, y, settings=settings, seed=seed)[1] for seed in (1, 1, 2)]
     first, second, other = (head.logits(x) for head in heads)
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)

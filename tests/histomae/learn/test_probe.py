@@ -21,6 +21,7 @@ from histomae.learn.probe import (
     log_loss,
 )
 from histomae.models.probe import Probe
+from tests.listening import events_of
 
 COLORS = ((0, 0, 255), (255, 160, 0), (200, 0, 30), (0, 150, 100))
 
@@ -262,13 +263,7 @@ def test_no_tile_at_all_is_not_enough():
 def test_tiles_that_could_not_be_read_are_left_out_and_told():
     x, y, groups = tiles()
     x[::10] = np.nan
-    events = []
-    work = fitting(x, y, groups)
-    try:
-        while True:
-            events.append(next(work))
-    except StopIteration as stop:
-        probe = stop.value
+    events, probe = events_of(fitting(x, y, groups))
     assert "15 tiles" in next(e.text for e in events if isinstance(e, Note))
     assert sum(probe.scores["tiles"].values()) == len(x) - 15
 

@@ -14,6 +14,8 @@ from histomae.models.feature_spec import FeatureSpec
 from histomae.models.pama import Pama, PamaSpec
 from histomae.models.slide_classifier import AttentionMil, SlideClassifier
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = PamaSpec(
     feature_dim=4,
     dim=16,
@@ -28,11 +30,6 @@ LABELS = np.arange(12) % 2
 FIT = SlideFit(
     epochs=15, warmup_epochs=1, batch_size=6, micro_batch=3, base_lr=0.5, device="cpu"
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(one_thread):
-    """Small matrices."""
 
 
 @pytest.fixture

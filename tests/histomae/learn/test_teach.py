@@ -29,6 +29,7 @@ from histomae.learn.teach import (
 from histomae.slides.annotations import Annotation, label_cells
 from histomae.slides.grid import TileGrid, TileSpec
 from histomae.slides.slide import Slide
+from tests.listening import events_of
 
 RED, GREEN = (200, 30, 30), (30, 160, 60)
 #: Stands in for an encoder: nothing here looks at a picture.
@@ -288,16 +289,8 @@ class TestPictures:
         return pixels + rng.integers(0, 20, pixels.shape, np.uint8)
 
     def test_a_probe_with_the_names_and_colours_of_the_set(self, data, encoder):
-        work = teach_pictures(data, encoder)
-        notes = []
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as stop:
-                probe = stop.value
-                break
-            if isinstance(event, Note):
-                notes.append(event.text)
+        events, probe = events_of(teach_pictures(data, encoder))
+        notes = [event.text for event in events if isinstance(event, Note)]
         assert probe.class_names == ("A", "B", "C")
         assert probe.class_colors == data.classes.colors
         assert (probe.tile_px, probe.mpp) == (50, 1.0)

@@ -32,6 +32,8 @@ from histomae.models.pama import (
     pama_spec,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPEC = PamaSpec(
     feature_dim=6,
     dim=16,
@@ -80,15 +82,6 @@ def noise_for(*tiles):
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
     return torch.from_numpy(padded)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Sums in one order, so that no vote falls otherwise on another machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

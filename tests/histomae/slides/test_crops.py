@@ -27,6 +27,7 @@ from histomae.slides.crops import (
 )
 from histomae.slides.slide import Slide
 from histomae.slides.tissue import TissueMask, TissueParams, tissue_mask
+from tests.listening import events_of
 
 SPEC = CropSpec(crop_px=112, mpp=1.0, per_slide=60)
 
@@ -260,13 +261,7 @@ COHORT = CropSpec(crop_px=56, mpp=2.0, per_slide=30, held_out=0.2)
 
 
 def test_manifest_of_several_slides(slides):
-    events = []
-    work = build_manifest(slides, COHORT)
-    try:
-        while True:
-            events.append(next(work))
-    except StopIteration as stop:
-        manifest = stop.value
+    events, manifest = events_of(build_manifest(slides, COHORT))
     assert len(manifest) == len(manifest.slide_index) == len(manifest.xy_l0)
     assert set(manifest.slide_index) == {0, 1, 2}
     assert manifest.held_out.sum() == 3 * 6
@@ -386,13 +381,7 @@ def test_crops_are_cut_again_from_a_saved_manifest(slides, tmp_path):
 
 
 def test_a_blank_slide_yields_no_crops_and_a_note(slides, blank):
-    events = []
-    work = build_manifest([blank, slides[0]], COHORT)
-    try:
-        while True:
-            events.append(next(work))
-    except StopIteration as stop:
-        manifest = stop.value
+    events, manifest = events_of(build_manifest([blank, slides[0]], COHORT))
     notes = [event.text for event in events if isinstance(event, Note)]
     assert len(notes) == 1
     assert notes[0].startswith(f"{blank.path.name}: 0 crops instead of 30")

@@ -16,6 +16,7 @@ from histomae.events import Note, Progress
 from histomae.slides import remote
 from histomae.slides.remote import address, copied, local_copies
 from histomae.slides.slide import Slide
+from tests.listening import events_of
 
 
 @pytest.fixture(autouse=True)
@@ -37,16 +38,6 @@ def stored(cloud, make_slide, noise):
     pixels = noise(300, 200)
     cloud.pipe("/ward/a.tiff", Path(make_slide(pixels, factors=(1,))).read_bytes())
     return "memory://ward/a.tiff", pixels
-
-
-def run(work):
-    """Return the events of work, and its result."""
-    events = []
-    while True:
-        try:
-            events.append(next(work))
-        except StopIteration as stop:
-            return events, stop.value
 
 
 @pytest.mark.parametrize(
@@ -71,7 +62,7 @@ def test_an_address_is_told_from_a_path(path, url):
 
 def test_a_slide_is_copied_once_and_reads_as_it_is(cloud, stored, monkeypatch):
     url, pixels = stored
-    events, path = run(copied(url))
+    events, path = events_of(copied(url))
     assert path.name == "a.tiff"
     assert {type(event) for event in events} == {Progress}
     with Slide.open(path) as slide:
@@ -80,16 +71,16 @@ def test_a_slide_is_copied_once_and_reads_as_it_is(cloud, stored, monkeypatch):
         )
     opened = []
     monkeypatch.setattr(type(cloud), "_open", lambda *args, **_: opened.append(args))
-    assert run(copied(url)) == ([], path)
+    assert events_of(copied(url)) == ([], path)
     assert opened == []
     assert cloud.cat("/ward/a.tiff") == path.read_bytes()  # only read
 
 
 def test_a_changed_original_is_copied_again(cloud, stored):
     url, _ = stored
-    _, path = run(copied(url))
+    _, path = events_of(copied(url))
     cloud.pipe("/ward/a.tiff", path.read_bytes() + b"more")
-    events, again = run(copied(url))
+    events, again = events_of(copied(url))
     assert again == path
     assert events
     assert path.read_bytes().endswith(b"more")
@@ -98,7 +89,7 @@ def test_a_changed_original_is_copied_again(cloud, stored):
 def test_paths_of_files_stay_as_they_are(stored, tmp_path):
     url, _ = stored
     (tmp_path / "here.svs").touch()
-    _, paths = run(local_copies([tmp_path / "here.svs", url]))
+    _, paths = events_of(local_copies([tmp_path / "here.svs", url]))
     assert paths[0] == tmp_path / "here.svs"
     assert paths[1].is_file()
 
@@ -106,7 +97,7 @@ def test_paths_of_files_stay_as_they_are(stored, tmp_path):
 def test_addresses_of_one_name_are_two_copies(cloud, stored):
     url, _ = stored
     cloud.pipe("/other/a.tiff", b"another one")
-    _, (one, two) = run(local_copies([url, "memory://other/a.tiff"]))
+    _, (one, two) = events_of(local_copies([url, "memory://other/a.tiff"]))
     assert one != two
     assert two.read_bytes() == b"another one"
 
@@ -125,13 +116,13 @@ def test_addresses_of_one_name_are_two_copies(cloud, stored):
 )
 def test_what_cannot_be_copied_is_said(url, said):
     with pytest.raises(SlideError) as caught:
-        run(copied(url))
+        events_of(copied(url))
     assert said in str(caught.value)
 
 
 def test_a_password_is_not_repeated():
     with pytest.raises(SlideError) as caught:
-        run(copied("http://me:secret@127.0.0.1:9/a.svs"))
+        events_of(copied("http://me:secret@127.0.0.1:9/a.svs"))
     assert "http://127.0.0.1:9, " in str(caught.value)
 
 
@@ -141,7 +132,7 @@ def test_a_right_that_is_missing_is_named(cloud, stored, monkeypatch):
 
     monkeypatch.setattr(type(cloud), "_open", refuse)
     with pytest.raises(SlideError, match="does not let you read a"):
-        run(copied(stored[0]))
+        events_of(copied(stored[0]))
 
 
 @pytest.mark.parametrize("fault", ["cut", "broken off"])
@@ -155,21 +146,21 @@ def test_half_a_copy_is_none(cloud, stored, monkeypatch, tmp_path, fault):
     monkeypatch.setattr(type(cloud), "_open", lambda *_, **__: Half(bytes(200)))
     said = "Only 100 of" if fault == "cut" else "reset by peer"
     with pytest.raises(SlideError, match=said):
-        run(copied(stored[0]))
+        events_of(copied(stored[0]))
     assert not any(path.is_file() for path in (tmp_path / "home").rglob("*"))
 
 
 def test_without_room_nothing_is_begun(stored, monkeypatch):
     monkeypatch.setattr(remote, "SPARE_BYTES", 1 << 60)
     with pytest.raises(SlideError, match="no room for a copy of a"):
-        run(copied(stored[0]))
+        events_of(copied(stored[0]))
 
 
 def test_a_copy_serves_where_the_server_is_silent(cloud, stored):
     url, _ = stored
-    _, path = run(copied(url))
+    _, path = events_of(copied(url))
     cloud.rm("/ward/a.tiff")
-    events, again = run(copied(url))
+    events, again = events_of(copied(url))
     assert again == path
     (note,) = events
     assert isinstance(note, Note)
@@ -181,7 +172,7 @@ def test_a_slow_server_is_named_once(cloud, stored, monkeypatch):
     clock = iter(range(0, 10_000, 40))
     monkeypatch.setattr(remote, "time", SimpleNamespace(monotonic=clock.__next__))
     monkeypatch.setattr(remote, "PIECE_BYTES", 20_000)
-    events, _ = run(copied(stored[0]))
+    events, _ = events_of(copied(stored[0]))
     (note,) = [event for event in events if isinstance(event, Note)]
     assert note.text.startswith("a.tiff comes slowly from memory://ward: 0.0 MB/s")
     assert "min to go" in note.text
@@ -214,10 +205,10 @@ def test_a_slide_comes_from_a_web_server(served, make_slide, noise):
     pixels = noise(300, 200)
     content = Path(make_slide(pixels, factors=(1,))).read_bytes()
     (folder / "a b.tiff").write_bytes(content)
-    _, path = run(copied(f"{url}/a%20b.tiff"))
+    _, path = events_of(copied(f"{url}/a%20b.tiff"))
     assert path.name == "a b.tiff"
     assert path.read_bytes() == content
     with Slide.open(path) as slide:
         assert slide.dimensions == (300, 200)
     with pytest.raises(SlideError, match="is not at http://127"):
-        run(copied(f"{url}/none.svs"))
+        events_of(copied(f"{url}/none.svs"))
