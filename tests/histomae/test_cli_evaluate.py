@@ -106,6 +106,9 @@ def test_a_table_of_pictures_becomes_a_table_of_scores(table, encoder, tmp_path)
     again = histomae(*arguments, "--out", out, *BARE)
     assert "9 of 9 trials were finished before and are kept." in again.err
     assert again.out == said.out
+    quick = histomae(*arguments, "--out", out, *BARE, "--no-compare-pixels")
+    told = (quick.out + quick.err).lower()
+    assert told.count("pixels were not compared") == 1  # of three folds
 
 
 RECIPE = """

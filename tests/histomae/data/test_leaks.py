@@ -13,7 +13,7 @@ from histomae.data.leaks import find_leaks, seen_by
 from histomae.data.picture_sets import PictureSets
 from histomae.data.split_files import Fold
 from histomae.errors import RunError
-from histomae.events import Note, Progress, result_of
+from histomae.events import Progress, result_of
 from histomae.slides.crops import CropManifest, SlideEntry
 from tests.listening import events_of
 
@@ -114,8 +114,7 @@ def test_a_picture_that_is_there_twice(data):
     assert result_of(find_leaks(twice, FOLD)) == (
         "1 pair of pictures that look the same in validation and test: 5.png = 8.jpg.",
     )
-    events = list(find_leaks(twice, FOLD, pixels=False))
-    assert events == [Note("pixels were not compared")]
+    assert result_of(find_leaks(twice, FOLD, pixels=False)) == ()
 
 
 class TestPretraining:
