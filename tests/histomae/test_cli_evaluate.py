@@ -208,14 +208,21 @@ def test_what_cannot_be_done_gives_a_sentence(
     assert not (tmp_path / "out" / "evaluation.json").exists()
 
 
-def test_another_data_set_in_the_same_folder_is_refused(table, encoder, tmp_path):
+@pytest.mark.parametrize("sweep", [False, True], ids=["examined", "pretrained"])
+def test_another_data_set_in_the_same_folder_is_refused(
+    table, encoder, tmp_path, sweep
+):
     out = tmp_path / "out"
     out.mkdir()
     asked = {"protocol": "linear", "data": "other", "candidates": {}, "settings": {}}
     (out / "asked.json").write_text(json.dumps(asked))
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    pretrained = ("--pretrain", table.parent, "--recipe", tmp_path / "recipe.toml")
     said = histomae(
         *("evaluate", "linear", "--data", table, "--encoder", encoder),
         *("--out", out, *BARE),
+        *((*pretrained, "--vary", "mask_ratio=0.5,0.75") if sweep else ()),
     )
     assert said.code == 1
     assert "data was other" in said.err
+    assert [path.name for path in out.iterdir()] == ["asked.json"]

@@ -913,7 +913,7 @@ class Evaluate:
 
     def __call__(self) -> None:
         """Examine, print the table, and write the report."""
-        from histomae.evaluate.examine import evaluate
+        from histomae.evaluate.examine import check_folder, evaluate
         from histomae.evaluate.protocols import protocol_of, transfer
         from histomae.evaluate.report import write_report
 
@@ -927,6 +927,8 @@ class Evaluate:
             raise ConfigError(
                 "test_data", f"{protocol.name} takes none. Choose transfer."
             )
+        if self.pretrain:
+            check_folder(protocol, data, self.out, settings)
         try:
             candidates, notes = self._candidates(protocol)
             work = evaluate(

@@ -22,7 +22,7 @@ from histomae.data.tiling import Tiling
 from histomae.errors import ConfigError, DownloadError, NotEnoughDataError
 from histomae.evaluate import candidates as candidates_module
 from histomae.evaluate.candidates import Compared, open_candidates
-from histomae.evaluate.examine import data_hash, evaluate
+from histomae.evaluate.examine import check_folder, data_hash, evaluate
 from histomae.evaluate.features import compute_features
 from histomae.evaluate.lessons import Lesson, Taught, Teacher, trial_of
 from histomae.evaluate.protocols import PROTOCOLS, Settings, tiling_of, transfer
@@ -504,6 +504,29 @@ def test_tiles_at_the_encoders_pixel_size_where_all_know_it(data, compared):
     assert rule(0.25) == Tiling(how="mpp", mpp=1.0)
     assert rule(2.0).how == "whole"  # would be up-sampled
     assert rule(None).how == "whole"
+
+
+def test_a_folder_is_checked_before_there_are_candidates(data, compared, tmp_path):
+    knn = PROTOCOLS["knn"]
+    check_folder(knn, data, tmp_path, QUICK)  # nothing is there yet
+    result_of(evaluate(knn, data, compared[2:], tmp_path, QUICK))
+    before = (tmp_path / "asked.json").read_bytes()
+    check_folder(knn, data, tmp_path, QUICK)
+    for name, changes in {
+        "seed": {"seed": 1},
+        "split": {"folds": 2},
+        "tiles": {"tiling": TILES},
+    }.items():
+        with pytest.raises(ConfigError, match=f"another evaluation: .*{name} was"):
+            check_folder(knn, data, tmp_path, replace(QUICK, **changes))
+    with pytest.raises(ConfigError, match="protocol was knn, now linear"):
+        check_folder(PROTOCOLS["linear"], data, tmp_path, QUICK)
+    # Where encoders decide on the tiles, those are left to the examination.
+    with_size = [replace(one, mpp=1.0) for one in data.pictures]
+    sized = replace(data, pictures=tuple(with_size))
+    result_of(evaluate(knn, sized, compared[2:], tmp_path / "sized", QUICK))
+    check_folder(knn, sized, tmp_path / "sized", replace(QUICK, tiling=None))
+    assert (tmp_path / "asked.json").read_bytes() == before
 
 
 # Resuming, and the same again ------------------------------------------------------

@@ -21,7 +21,7 @@ from histomae.evaluate.candidates import check_differ, tiling_for, versions
 from histomae.evaluate.clock import Clock
 from histomae.evaluate.features import compute_features
 from histomae.evaluate.lessons import Lesson, teacher_for, trial_of
-from histomae.evaluate.protocols import Settings, tiling_of
+from histomae.evaluate.protocols import Settings, tiling_before, tiling_of
 from histomae.evaluate.scores import verdicts, write_tables
 from histomae.evaluate.trial_files import (
     load_trial,
@@ -161,7 +161,7 @@ def evaluate(
     tiling = tiling_of(protocol, settings, data, candidates)
     schedule = protocol.jobs(data, settings)
     _check_classes(data, schedule)
-    asked = _asked(protocol, data, candidates, settings, tiling, schedule)
+    asked = _asked(protocol, data, settings, tiling, schedule, candidates)
     exam = _Examination(
         protocol, data, tuple(candidates), out, settings, tiling, schedule, asked
     )
@@ -189,6 +189,31 @@ def evaluate(
     write_tables(out, evaluation)
     save_evaluation(out, evaluation, files)
     return evaluation
+
+
+def check_folder(
+    protocol: Protocol,
+    data: LabelledSet,
+    out: Path,
+    settings: Settings | None = None,
+) -> None:
+    """Refuse what :func:`evaluate` would refuse, whichever candidates are examined.
+
+    Ask it before candidates are made that take long.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds another evaluation: it names what differs.
+    NotEnoughDataError
+        If there is too little to split or to teach.
+    """
+    settings = protocol.settle(settings or Settings())
+    data = protocol.prepare(data)
+    schedule = protocol.jobs(data, settings)
+    _check_classes(data, schedule)
+    tiling = tiling_before(protocol, settings, data)
+    _check_same(out, _asked(protocol, data, settings, tiling, schedule))
 
 
 def _check_classes(data: LabelledSet, schedule: Schedule) -> None:
@@ -308,16 +333,16 @@ def _seen_together(sides: Sequence[Side]) -> list[Side]:
 def _asked(
     protocol: Protocol,
     data: LabelledSet,
-    candidates: Sequence[Candidate],
     settings: Settings,
-    tiling: Tiling,
+    tiling: Tiling | None,
     schedule: Schedule,
+    candidates: Sequence[Candidate] = (),
 ) -> dict[str, Any]:
-    """Return all that decides on the trials, as JSON."""
+    """Return all that decides on the trials, as JSON; what is not known is left out."""
     told = {
         "protocol": protocol.name,
         "data": data_hash(data),
-        "tiles": str(tiling),
+        **({} if tiling is None else {"tiles": str(tiling)}),
         "split": schedule.split.hash,
         "settings": _plain(settings),
         "candidates": {one.label: one.identity for one in candidates},
@@ -336,39 +361,46 @@ def _plain(settings: Settings) -> dict[str, Any]:
 
 
 def _begin(out: Path, asked: dict[str, Any]) -> None:
-    """Write down what is asked, or check that it was asked before.
+    """Write down what is asked, or check that it was asked before."""
+    kept = _check_same(out, asked)
+    asked["candidates"] = kept | asked["candidates"]
+    with write_beside(out / ASKED) as beside:
+        beside.write_text(json.dumps(asked, indent=1) + "\n", "utf-8")
+
+
+def _check_same(out: Path, asked: dict[str, Any]) -> dict[str, str]:
+    """Refuse a folder of which other things were asked; return its candidates.
 
     Candidates may be added or left out; one of the same name must be the same.
     """
     path = out / ASKED
-    if path.exists():
-        try:
-            before = json.loads(path.read_text("utf-8"))
-            kept = dict(before["candidates"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(
-                f"{path} cannot be read ({error}). Choose another folder."
-            ) from error
-        differing = [
-            f"{name} was {_short(before.get(name))}, now {_short(value)}"
-            for name, value in asked.items()
-            if name not in ("candidates", "settings") and before.get(name) != value
-        ]
-        differing += _differing(before.get("settings", {}), asked["settings"])
-        differing += [
-            f"{name} has other weights or another pooling"
-            for name, identity in asked["candidates"].items()
-            if kept.get(name, identity) != identity
-        ]
-        if differing:
-            raise ConfigError(
-                "out",
-                f"{out} holds another evaluation: {'; '.join(differing)}. Ask for the "
-                "same to go on with it, or choose another folder.",
-            )
-        asked["candidates"] = kept | asked["candidates"]
-    with write_beside(path) as beside:
-        beside.write_text(json.dumps(asked, indent=1) + "\n", "utf-8")
+    if not path.exists():
+        return {}
+    try:
+        before = json.loads(path.read_text("utf-8"))
+        kept = dict(before["candidates"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"{path} cannot be read ({error}). Choose another folder."
+        ) from error
+    differing = [
+        f"{name} was {_short(before.get(name))}, now {_short(value)}"
+        for name, value in asked.items()
+        if name not in ("candidates", "settings") and before.get(name) != value
+    ]
+    differing += _differing(before.get("settings", {}), asked["settings"])
+    differing += [
+        f"{name} has other weights or another pooling"
+        for name, identity in asked["candidates"].items()
+        if kept.get(name, identity) != identity
+    ]
+    if differing:
+        raise ConfigError(
+            "out",
+            f"{out} holds another evaluation: {'; '.join(differing)}. Ask for the "
+            "same to go on with it, or choose another folder.",
+        )
+    return kept
 
 
 def _differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

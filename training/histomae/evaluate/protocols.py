@@ -251,6 +251,16 @@ class Protocol:
         return published(self.name, data)
 
 
+def tiling_before(
+    protocol: Protocol, settings: Settings, data: LabelledSet
+) -> Tiling | None:
+    """Return how pictures become tiles, whoever is examined; None: encoders decide."""
+    asked = settings.tiling or protocol.tiling
+    if asked is None and any(picture.mpp is None for picture in data.pictures):
+        return Tiling(how="whole")
+    return asked
+
+
 def tiling_of(
     protocol: Protocol,
     settings: Settings,
@@ -263,13 +273,12 @@ def tiling_of(
     every picture and every candidate knows its own and none would be up-sampled; else
     whole pictures.
     """
-    asked = settings.tiling or protocol.tiling
-    if asked is not None:
-        return asked
-    sizes = [picture.mpp for picture in data.pictures]
+    decided = tiling_before(protocol, settings, data)
+    if decided is not None:
+        return decided
+    known = [picture.mpp for picture in data.pictures if picture.mpp is not None]
     wanted = [candidate.mpp for candidate in candidates]
-    known = [size for size in sizes if size is not None]
-    if len(known) < len(sizes) or None in wanted or len(set(wanted)) != 1:
+    if None in wanted or len(set(wanted)) != 1:
         return Tiling(how="whole")
     mpp = wanted[0]
     assert mpp is not None
