@@ -43,7 +43,7 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
     from napari.utils.notifications import show_error
 
     from histomae.errors import SlideError
-    from histomae.slides.find import find_slides, is_picture
+    from histomae.slides.find import find_slides, is_photo
     from histomae.slides.remote import address
 
     layers: list[LayerData] = []
@@ -59,7 +59,7 @@ def read_slides(path: str | Sequence[str]) -> list[LayerData]:
         except SlideError as error:
             show_error(str(error))
             continue
-        if given.is_dir() and is_picture(found[0]):
+        if given.is_dir() and is_photo(found[0]):
             from napari_histomae._pictures import offer_pictures
 
             offer_pictures(given, found)

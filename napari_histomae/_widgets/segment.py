@@ -328,16 +328,10 @@ class SegmentDock(LookingDock):
         if marks is None or marks.table.class_names != names:
             self.classes.set_words([""] * len(names))
             return
-        table = marks.table
-        sizes, unit = table.total_sizes(), "px²"
-        if table.mpp is not None:
-            sizes, unit = {name: um2 / 1e6 for name, um2 in sizes.items()}, "mm²"
-        many = table.counts()
+        sizes, many = marks.table.size_words(), marks.table.counts()
         self.classes.set_words(
             [
-                f"{sizes[name]:.2g} {unit}"
-                if marks.areas
-                else f"{many[name]:,} · {sizes[name]:.2g} {unit}"
+                sizes[name] if marks.areas else f"{many[name]:,} · {sizes[name]}"
                 for name in names
             ]
         )

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -176,7 +177,35 @@ def test_lesions_are_taught_by_pictures(folder, tmp_path):
     shutil.copy(tree / "benign (1).png", one)
     said = histomae("segment", one, "--segmenter", out, "--out", tmp_path / "found")
     assert said.code == 0, said.err
-    assert "px²" in said.out and (tmp_path / "found" / "benign (1).geojson").exists()
+    assert re.search(r"benign \([\d,]+ px²\)", said.out), said.out
+    # A TIFF without tiles is a picture as well.
+    with Image.open(one / "benign (1).png") as picture:
+        picture.save(one / "same.tif")
+    said = histomae("segment", one, "--segmenter", out, "--out", tmp_path / "found")
+    assert said.code == 0, said.err
+    outlines = [
+        [one["geometry"] for one in json.loads(file.read_text())["features"]]
+        for file in sorted((tmp_path / "found").glob("*.geojson"))
+    ]
+    assert len(outlines) == 2 and outlines[0] == outlines[1]
+
+
+def test_pictures_are_marked_by_a_segmenter_of_slides(
+    segmenter, slide, folder, tmp_path
+):
+    pixels = tifffile.imread(slide, key=0)
+    for name in ("dots.png", "same.tif"):
+        Image.fromarray(pixels).save(tmp_path / name)
+    how = ("--segmenter", segmenter, "--out", tmp_path / "found")
+    said = histomae("segment", tmp_path / "same.tif", *how)
+    complaint(said, "same.tif has no micrometres", "--slide-mpp")
+    said = histomae("segment", tmp_path, *how, "--slide-mpp", MPP)
+    assert said.code == 0, said.err
+    rows = [
+        (tmp_path / "found" / name).read_text().count("\n")
+        for name in ("dots.csv", "same.csv")
+    ]
+    assert rows[0] == rows[1] > 2
 
 
 # ---- what goes wrong

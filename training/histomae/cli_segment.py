@@ -224,7 +224,7 @@ class Segment:
     tissue: str = ""
     """What counts as tissue, as in 'histomae predict'."""
     slide_mpp: float | None = None
-    """Pixel size of level 0, µm, for slides whose file names none."""
+    """Pixel size of level 0, µm, for slides and pictures whose file names none."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
 
@@ -271,11 +271,9 @@ class Segment:
 
 def _told(table: MarkTable) -> str:
     """Return how many there are of each class, and how large they are together."""
-    scale, unit = (1, "px²") if table.mpp is None else (1e-6, "mm²")
-    sizes = table.total_sizes()
+    sizes = table.size_words()
     return ", ".join(
-        f"{number} {name} ({sizes[name] * scale:.3g} {unit})"
-        for name, number in table.counts().items()
+        f"{number:,} {name} ({sizes[name]})" for name, number in table.counts().items()
     )
 
 

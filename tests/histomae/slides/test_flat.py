@@ -68,7 +68,7 @@ def test_a_persons_micrometres_are_taken(path):
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "1", "LA"])
-@pytest.mark.parametrize("suffix", ["png", "BMP"])
+@pytest.mark.parametrize("suffix", ["png", "BMP", "tif"])
 def test_other_colours_become_rgb(mode, suffix, pixels, tmp_path):
     if (mode, suffix) == ("LA", "BMP"):
         return  # Pillow writes none
@@ -82,7 +82,7 @@ def test_other_colours_become_rgb(mode, suffix, pixels, tmp_path):
 
 def test_what_cannot_be_read_is_one_sentence(path, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
-    with pytest.raises(SlideError, match=r"text\.png cannot be read .*Bring"):
+    with pytest.raises(SlideError, match=r"text\.png .*holds no picture\)\. Bring"):
         Slide.open(tmp_path / "text.png")
     with pytest.raises(SlideError, match=r"missing\.png"):
         Slide.open(tmp_path / "missing.png")
@@ -95,8 +95,36 @@ def test_what_cannot_be_read_is_one_sentence(path, tmp_path):
 
 def test_a_bomb_is_refused(tmp_path, monkeypatch, path):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)
-    with pytest.raises(SlideError, match=r"scan\.png cannot be read"):
+    with pytest.raises(SlideError, match=r"scan\.png is too large .*pyramidal TIFF"):
         Slide.open(path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [("png", np.uint16), ("tif", np.uint16), ("tif", np.int32), ("tif", np.float32)],
+)
+def test_what_would_be_cut_off_at_white_is_refused(suffix, kind, tmp_path):
+    deep = Image.fromarray(np.full((20, 30), 900, kind))
+    deep.save(tmp_path / f"deep.{suffix}")
+    with pytest.raises(SlideError, match=r"more than 8 bits .*Save it with 8"):
+        Slide.open(tmp_path / f"deep.{suffix}")
+
+
+def test_a_tiff_without_tiles_is_a_picture(pixels, path, tmp_path, make_slide):
+    plain = tmp_path / "scan.tif"
+    Image.fromarray(pixels).save(plain)
+    with Slide.open(plain) as slide, Slide.open(path) as png:
+        assert slide.is_picture and not slide.has_mpp
+        where = (650, 500), (100, 60), (1, 1)
+        np.testing.assert_array_equal(
+            slide.read_scaled(*where), png.read_scaled(*where)
+        )
+    assert find_slides([tmp_path]) == [path, plain]
+    with Slide.open(make_slide(pixels)) as tiled:
+        assert not tiled.is_picture
+    plain.write_bytes(plain.read_bytes()[:1000])
+    with pytest.raises(SlideError, match=r"scan\.tif cannot be read"):
+        Slide.open(plain).try_pixels()
 
 
 def test_a_folder_of_pictures_is_taken_for_these(path, tmp_path, make_slide):

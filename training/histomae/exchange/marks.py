@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Color = tuple[int, int, int]
 
+#: Smaller areas are told in µm².
+LEAST_MM2 = 0.01
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class MarkTable:
@@ -59,10 +62,18 @@ class MarkTable:
         many = np.bincount(self.labels, minlength=len(self.class_names)).tolist()
         return dict(zip(self.class_names, many, strict=True))
 
-    def total_sizes(self) -> dict[str, float]:
-        """Return the area of each class together, in the unit of ``sizes``."""
+    def size_words(self) -> dict[str, str]:
+        """Return the area of each class together, as people say it: ``0.42 mm²``."""
         sums = np.bincount(self.labels, self.sizes, len(self.class_names)).tolist()
-        return dict(zip(self.class_names, sums, strict=True))
+        words = [_area(size, in_um=self.mpp is not None) for size in sums]
+        return dict(zip(self.class_names, words, strict=True))
+
+
+def _area(size: float, *, in_um: bool) -> str:
+    mm2 = size / 1e6
+    if in_um and mm2 >= LEAST_MM2:
+        return f"{mm2:,.0f} mm²" if mm2 >= 10 else f"{mm2:.2g} mm²"
+    return f"{size:,.0f} {'µm²' if in_um else 'px²'}"
 
 
 def write_mark_csv(path: str | os.PathLike[str], table: MarkTable) -> None:

@@ -18,7 +18,7 @@ SLIDE_SUFFIXES = (".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".svslide", ".vms", 
 #: Suffixes that other images carry too: a slide only where OpenSlide detects one.
 TIFF_SUFFIXES = (".tif", ".tiff")
 SHARED_SUFFIXES = (*TIFF_SUFFIXES, ".dcm")
-#: Suffixes of plain pictures, which have one level and no micrometres.
+#: Suffixes of plain pictures alone, which have one level and no micrometres.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
 #: What the name of a mask of lesions ends in, before its suffix.
 MASK = re.compile(r"_mask(_\d+)?$")
@@ -47,12 +47,18 @@ def is_picture(path: str | Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and not MASK.search(path.stem)
 
 
+def opens_as_picture(path: Path) -> bool:
+    """Tell whether a file is read as a plain picture: TIFF is, where it is no slide."""
+    suffix = path.suffix.lower()
+    return suffix in PICTURE_SUFFIXES or (
+        suffix in TIFF_SUFFIXES and not is_slide(path)
+    )
+
+
 def is_photo(path: str | Path) -> bool:
-    """Tell whether a file is a plain picture; TIFF may be, where it is no slide."""
+    """Tell whether a file opens as a plain picture, and is not named as a mask."""
     path = Path(path)
-    if path.suffix.lower() not in TIFF_SUFFIXES:
-        return is_picture(path)
-    return not MASK.search(path.stem) and not is_slide(path)
+    return not MASK.search(path.stem) and opens_as_picture(path)
 
 
 def pictures_in(folder: Path) -> list[Path]:
@@ -84,7 +90,7 @@ def find_slides(paths: Iterable[str | Path]) -> list[Path]:
             raise SlideError(f"{given} does not exist. Check the name.")
         inside = [given]
         if given.is_dir():
-            inside = _slides_in(given) or list(filter(is_picture, pictures_in(given)))
+            inside = _slides_in(given) or pictures_in(given)
         if not inside:
             raise SlideError(f"The folder {given} holds no slide. Choose another one.")
         for path in inside:

@@ -1,7 +1,8 @@
 """A plain picture read as a slide of one level.
 
-PNG, JPEG and BMP are no slides to OpenSlide. They are decoded whole, kept while they
-are open, and cut into tiles like any level; beyond their edges is black.
+PNG, JPEG and BMP are no slides to OpenSlide, nor is TIFF without tiles. They are
+decoded whole, kept while they are open, and cut into tiles like any level; beyond their
+edges is black.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-#: What Pillow has been seen to raise on damaged files; and a bomb is no picture.
-READ_ERRORS = (
-    *(UnidentifiedImageError, Image.DecompressionBombError),
-    *(Image.DecompressionBombWarning, OSError, SyntaxError, ValueError, IndexError),
-    EOFError,
-)
+#: What Pillow has been seen to raise on damaged files.
+READ_ERRORS = (OSError, SyntaxError, ValueError, IndexError, EOFError)
+BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+#: Pillow's modes of whole numbers beyond 8 bits and of fractions begin so; it cuts them
+#: off at 255, so that all is white.
+TOO_DEEP = ("I", "F")
 VENDOR = "picture"
 
 
@@ -53,11 +54,23 @@ def _legible(path: Path) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", UserWarning)  # of what it then refuses
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
+                if picture.mode.startswith(TOO_DEEP):
+                    raise SlideError(
+                        f"{path.name} has more than 8 bits for a grey value, and does "
+                        "not say which is black and which is white. Save it with 8."
+                    )
                 yield picture
-    except READ_ERRORS as error:
+    except BOMBS as error:
         raise SlideError(
-            f"{path.name} cannot be read ({str(error)[:200]}). Bring the original "
-            "file back, or remove it."
+            f"{path.name} is too large for a plain picture. Convert it to a pyramidal "
+            "TIFF."
+        ) from error
+    except READ_ERRORS as error:
+        known = not isinstance(error, UnidentifiedImageError)
+        why = str(error)[:200] if known else "it holds no picture"
+        raise SlideError(
+            f"{path.name} cannot be read ({why}). Bring the original file back, or "
+            "remove it."
         ) from error
 
 

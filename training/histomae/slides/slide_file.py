@@ -11,7 +11,7 @@ from PIL import Image
 from histomae.errors import SlideError
 from histomae.slides.decoders import REDUCTIONS, reduced_shape
 from histomae.slides.direct import DirectLevel, direct_levels, is_switched_on
-from histomae.slides.find import PICTURE_SUFFIXES
+from histomae.slides.find import opens_as_picture
 from histomae.slides.flat import FlatPicture
 from histomae.slides.oracle import Oracle
 from histomae.slides.stamp import Stamp
@@ -37,7 +37,7 @@ class _Opened:
     @classmethod
     def at(cls, path: Path, *, direct: bool) -> _Opened:
         stamp = Stamp.of(path)
-        if path.suffix.lower() in PICTURE_SUFFIXES:
+        if opens_as_picture(path):
             return cls(stamp, FlatPicture(path), {})
         oracle = Oracle(path)
         return cls(stamp, oracle, direct_levels(stamp, oracle) if direct else {})
@@ -90,11 +90,11 @@ class SlideFile:
         self, path: Path, *, cache: TileCache | None = None, direct: bool | None = None
     ) -> None:
         self.path = path
-        self.is_picture = path.suffix.lower() in PICTURE_SUFFIXES
         self._cache = shared_cache() if cache is None else cache
         self._may_be_direct = is_switched_on() if direct is None else direct
         self._opened = _Opened.at(path, direct=self._may_be_direct)
         oracle = self._opened.oracle
+        self.is_picture = isinstance(oracle, FlatPicture)
         self.properties = oracle.properties
         self.level_sizes = oracle.level_sizes
         self.tile_sizes = oracle.tile_sizes
