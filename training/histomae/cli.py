@@ -27,8 +27,6 @@ from histomae.cli_shared import (
     File,
     Folder,
     Slides,
-    check_least,
-    check_share,
     checkpoint_of,
     complain,
     counted,
@@ -40,7 +38,13 @@ from histomae.cli_shared import (
     show,
     told_apart,
 )
-from histomae.config import METHOD_DEFAULTS, PretrainConfig, load_recipe
+from histomae.config import (
+    METHOD_DEFAULTS,
+    PretrainConfig,
+    check_least,
+    check_within,
+    load_recipe,
+)
 from histomae.errors import (
     CheckpointError,
     ConfigError,
@@ -344,7 +348,7 @@ class Predict(_OnSlides):
         from histomae.infer.predict import check_fits, predict_slide
         from histomae.models.probe import Probe as FittedProbe
 
-        check_share("min_tissue", self.min_tissue)
+        check_within("min_tissue", self.min_tissue, 0, 1)
         encoder = encoder_of(self.encoder, self.device)
         probe = FittedProbe.load(self.probe)
         check_fits(encoder, probe)
@@ -419,9 +423,9 @@ class Reconstruct(_OnSlides):
         self.on_each(look)
 
     def _check(self) -> None:
-        check_share("min_tissue", self.min_tissue)
+        check_within("min_tissue", self.min_tissue, 0, 1)
         if self.mask_ratio is not None:
-            check_share("mask_ratio", self.mask_ratio)
+            check_within("mask_ratio", self.mask_ratio, 0, 1)
         for name, least in (("seed", 0), ("examples", 1)):
             check_least(name, getattr(self, name), least)
 
@@ -461,7 +465,7 @@ class Attend(_OnSlides):
         from histomae.infer.shares import share_on_lesion
         from histomae.models.probe import Probe as FittedProbe
 
-        check_share("min_tissue", self.min_tissue)
+        check_within("min_tissue", self.min_tissue, 0, 1)
         if (self.probe is None) != (not self.class_name):
             raise ConfigError("class_name", "and probe go together. Give both.")
         encoder = encoder_of(self.encoder, self.device)
@@ -527,7 +531,7 @@ class Embed(_IntoFolder):
         from histomae.infer.embed import SlideEmbedding
         from histomae.infer.embedder import open_embedder
 
-        check_share("min_tissue", self.min_tissue)
+        check_within("min_tissue", self.min_tissue, 0, 1)
         slides = told_apart(self.slides)
         choice = self._choice(slides)
         embedding = SlideEmbedding(

@@ -14,8 +14,6 @@ from histomae.cli_shared import (
     File,
     Folder,
     Slides,
-    check_least,
-    check_share,
     checkpoint_of,
     counted,
     each_of,
@@ -24,6 +22,7 @@ from histomae.cli_shared import (
     show,
     told_apart,
 )
+from histomae.config import check_least, check_within
 from histomae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class TeachSegmenter:
             )
         if self.data is not None and self.slides:
             raise ConfigError("data", "slides are named too. Teach from one of both.")
-        check_share("hold_out", self.hold_out)
+        check_within("hold_out", self.hold_out, 0, 1)
         for name in ("epochs", "batch_size", "tiles"):
             check_least(name, getattr(self, name), 1)
         check_least("seed", self.seed, 0)

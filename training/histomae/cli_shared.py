@@ -117,20 +117,6 @@ def last_of(folder: Path) -> Path:
     return last
 
 
-def check_share(name: str, value: float) -> None:
-    """Refuse what is no share."""
-    if not 0 <= value <= 1:
-        raise ConfigError(
-            name, f"{value:g} is out of range. Choose a number from 0 to 1."
-        )
-
-
-def check_least(name: str, value: int, least: int) -> None:
-    """Refuse too small a number."""
-    if value < least:
-        raise ConfigError(name, f"{value} is out of range. Choose at least {least}.")
-
-
 # Showing ---------------------------------------------------------------------
 
 

@@ -232,53 +232,53 @@ class PretrainConfig:
         for field in fields(PretrainConfig):  # a subclass checks its own
             value = _typed(field.name, str(field.type), getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-        _one_of("method", self.method, METHODS)
-        _one_of("encoder", self.encoder, ENCODERS)
-        _one_of("precision", self.precision, PRECISIONS)
-        _one_of("sampler", self.sampler, SAMPLERS)
-        _one_of("distill_teacher", self.distill_teacher, TEACHERS)
-        _one_of("pair_strategy", self.pair_strategy, STRATEGIES)
-        _one_of("flips", self.flips, FLIPS)
-        _one_of("pooling", self.pooling, POOLINGS)
-        _one_of("optimizer", self.optimizer, OPTIMIZERS)
-        _one_of("slide_encoder", self.slide_encoder, SLIDE_ENCODERS)
+        check_one_of("method", self.method, METHODS)
+        check_one_of("encoder", self.encoder, ENCODERS)
+        check_one_of("precision", self.precision, PRECISIONS)
+        check_one_of("sampler", self.sampler, SAMPLERS)
+        check_one_of("distill_teacher", self.distill_teacher, TEACHERS)
+        check_one_of("pair_strategy", self.pair_strategy, STRATEGIES)
+        check_one_of("flips", self.flips, FLIPS)
+        check_one_of("pooling", self.pooling, POOLINGS)
+        check_one_of("optimizer", self.optimizer, OPTIMIZERS)
+        check_one_of("slide_encoder", self.slide_encoder, SLIDE_ENCODERS)
         for name in (
             *("tile_px", "patch_size", "crops_per_slide", "epochs", "batch_size"),
             *("decoder_dim", "decoder_depth", "decoder_heads"),
             *("preview_every", "save_every", "region_px", "crops_per_region"),
             *("prototypes", "tiles_per_anchor"),
         ):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("most_tiles", self.most_tiles, 2)
+            check_least(name, getattr(self, name), 1)
+        check_least("most_tiles", self.most_tiles, 2)
         for name in ("micro_batch", "threads", "feature_dim"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+                check_least(name, getattr(self, name), 1)
         for name in (
             *("min_tissue", "max_iou", "mask_ratio", "held_out"),
             *("distill_weight", "visible_weight"),
         ):
-            _within(name, getattr(self, name), 0.0, 1.0)
+            check_within(name, getattr(self, name), 0.0, 1.0)
         if self.in_chans not in CHANNELS:
             raise ConfigError("in_chans", f"{self.in_chans} is neither 3 nor 1.")
-        _within("gamma", self.gamma, 0.0, 2.0)
-        _within("anchor_dropout", self.anchor_dropout, 0.0, 0.9)
-        _within("decoded_share", self.decoded_share, 0.01, 1.0)
-        _within("crop_scale_min", self.crop_scale_min, 0.05, 1.0)
+        check_within("gamma", self.gamma, 0.0, 2.0)
+        check_within("anchor_dropout", self.anchor_dropout, 0.0, 0.9)
+        check_within("decoded_share", self.decoded_share, 0.01, 1.0)
+        check_within("crop_scale_min", self.crop_scale_min, 0.05, 1.0)
         for name in ("mpp", "slide_mpp"):
             if getattr(self, name) is not None:
-                _within(name, getattr(self, name), 0.02, 100.0)
+                check_within(name, getattr(self, name), 0.02, 100.0)
         for name in (
             *("base_lr", "min_lr", "weight_decay", "warmup_epochs", "seed"),
             *("readers", "cache_gb", "keep_every"),
         ):
-            _at_least(name, getattr(self, name), 0)
+            check_least(name, getattr(self, name), 0)
         if self.grad_clip is not None:
-            _within("grad_clip", self.grad_clip, 1e-6, 1e6)
-        _within("temperature", self.temperature, 1e-3, 1e3)
+            check_within("grad_clip", self.grad_clip, 1e-6, 1e6)
+        check_within("temperature", self.temperature, 1e-3, 1e3)
         for factor in self.view_factors:
-            _within("view_factors", factor, 1.0, 64.0)
+            check_within("view_factors", factor, 1.0, 64.0)
         for width in self.projector_dims:
-            _at_least("projector_dims", width, 1)
+            check_least("projector_dims", width, 1)
         self._check_fit()
 
     def _check_fit(self) -> None:
@@ -492,19 +492,40 @@ def _is_paths(value: Any) -> bool:
     )
 
 
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+def check_one_of(name: str, value: str, known: Iterable[str]) -> None:
+    """Refuse a word that is none of those that are known.
+
+    Raises
+    ------
+    ConfigError
+        Naming them.
+    """
     if value not in known:
         raise ConfigError(
-            name, f"{value!r} is unknown. Choose one of {', '.join(known)}."
+            name, f"{value!r:.40} is unknown. Choose one of {', '.join(known)}."
         )
 
 
-def _at_least(name: str, value: float, least: float) -> None:
+def check_least(name: str, value: float, least: float) -> None:
+    """Refuse a number below the least that it may be, and infinity.
+
+    Raises
+    ------
+    ConfigError
+        Naming the least.
+    """
     if not least <= value < math.inf:
         raise ConfigError(name, f"{value!r} is out of range. Choose at least {least}.")
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def check_within(name: str, value: float, low: float, high: float) -> None:
+    """Refuse a number outside a range; both ends belong to it.
+
+    Raises
+    ------
+    ConfigError
+        Naming the range.
+    """
     if not low <= value <= high:
         raise ConfigError(
             name,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histomae.config import check_within
 from histomae.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -180,11 +181,7 @@ def _check(size_px: float, tile_px: int, setting: MaskSetting) -> None:
             f"{setting.patch_size} px does not divide the tile of {tile_px} px. Choose "
             "a patch size such as 8, 16 or 32 that does.",
         )
-    if not 0 <= setting.mask_ratio <= 1:
-        raise ConfigError(
-            "mask_ratio",
-            f"{setting.mask_ratio:g} is out of range. Choose a number from 0 to 1.",
-        )
+    check_within("mask_ratio", setting.mask_ratio, 0, 1)
     if not 0 < size_px <= tile_px:
         raise ConfigError(
             "structure",

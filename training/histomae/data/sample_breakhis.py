@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from histomae.config import check_least
 from histomae.data.breakhis import BENIGN, HEIGHT_PX, MAGNIFICATIONS, MPP
 from histomae.data.sample_tissue import (
     case_pictures,
-    check_least,
     new_tree,
     write_picture,
 )
@@ -66,12 +66,10 @@ def sample_breakhis(
     DataSetError
         If there is such a tree already.
     """
-    check_least(
-        cases=(cases, len(SUBTYPES)),
-        sets=(sets, 1),
-        seed=(seed, 0),
-        width_px=(width_px, 70),
-    )
+    check_least("cases", cases, len(SUBTYPES))
+    check_least("sets", sets, 1)
+    check_least("seed", seed, 0)
+    check_least("width_px", width_px, 70)
     root = new_tree(folder / "BreaKHis_v1")
     size_px = (width_px, round(HEIGHT_PX * width_px / WIDTH_PX))
     mpps = [MPP[m] * WIDTH_PX / width_px for m in MAGNIFICATIONS]

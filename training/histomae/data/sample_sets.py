@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from histomae.config import check_least
 from histomae.data import bracs
 from histomae.data.classes import BACH_4, BRACS_7
 from histomae.data.sample_tissue import (
     case_pictures,
-    check_least,
     new_tree,
     write_picture,
 )
@@ -76,7 +76,9 @@ def sample_bracs(
         If there is such a tree already.
     """
     names = BRACS_7.names
-    check_least(cases=(cases, len(names) * len(DEALT)), sets=(sets, 1), seed=(seed, 0))
+    check_least("cases", cases, len(names) * len(DEALT))
+    check_least("sets", sets, 1)
+    check_least("seed", seed, 0)
     root = new_tree(folder / "BRACS_RoI")
     for case in range(cases):
         yield Progress("drawing slides", case, cases)
@@ -118,7 +120,8 @@ def sample_bach(
         If there is such a tree already.
     """
     names = BACH_4.names
-    check_least(cases=(cases, 2 * len(names)), seed=(seed, 0))
+    check_least("cases", cases, 2 * len(names))
+    check_least("seed", seed, 0)
     root = new_tree(folder / "ICIAR2018_BACH_Challenge")
     for case in range(cases):
         yield Progress("drawing photos", case, cases)

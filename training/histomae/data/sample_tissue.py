@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from histomae.errors import ConfigError, DataSetError
+from histomae.errors import DataSetError
 from histomae.files import write_beside
 from histomae.slides.sample import tissue_pictures
 
@@ -49,21 +49,6 @@ def case_pictures(
         size_px=size_px,
         seed=seed,
     )
-
-
-def check_least(**values: tuple[int, int]) -> None:
-    """Refuse a number below the least that it may be: name=(value, least).
-
-    Raises
-    ------
-    ConfigError
-        Naming the first.
-    """
-    for name, (value, least) in values.items():
-        if value < least:
-            raise ConfigError(
-                name, f"{value} is out of range. Choose at least {least}."
-            )
 
 
 def new_tree(root: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from histomae.config import check_least, check_one_of, check_within
 from histomae.data.pictures import whole_square
 from histomae.errors import ConfigError, UpsamplingError
 
@@ -48,16 +49,9 @@ class Tiling:
     their features are averaged and the picture is classified."""
 
     def __post_init__(self) -> None:
-        if self.how not in HOW:
-            raise ConfigError(
-                "tiles", f"{self.how!r:.40} is unknown. Choose {', '.join(HOW)}."
-            )
-        if self.patch_px < 1:
-            raise ConfigError("patch_px", f"{self.patch_px} is too small. Choose 224.")
-        if not 0 <= self.overlap <= 0.9:
-            raise ConfigError(
-                "overlap", f"{self.overlap:g} is out of range. Choose from 0 to 0.9."
-            )
+        check_one_of("tiles", self.how, HOW)
+        check_least("patch_px", self.patch_px, 1)
+        check_within("overlap", self.overlap, 0, 0.9)
         if self.mpp is not None and not self.mpp > 0:
             raise ConfigError("mpp", f"{self.mpp:g} is no pixel size. Choose 0.5, say.")
 

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from histomae.config import check_least, check_one_of
 from histomae.data.labelled import LabelledPicture, LabelledSet
 from histomae.data.split_files import (
     FRACTIONS,
@@ -89,16 +90,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, least in (("folds", 2), ("draws", 1), ("runs", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(
-                    name,
-                    f"{getattr(self, name)} is out of range. Choose at least {least}.",
-                )
-        if self.teacher not in TEACHERS:
-            raise ConfigError(
-                "teacher",
-                f"{self.teacher!r:.40} is unknown. Choose {', '.join(TEACHERS)}.",
-            )
+            check_least(name, getattr(self, name), least)
+        check_one_of("teacher", self.teacher, TEACHERS)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -17,8 +17,8 @@ from scipy.stats import beta
 from torch import nn
 from torch.nn import functional
 
-from histomae.config import PretrainConfig
-from histomae.errors import ConfigError, NotEnoughDataError
+from histomae.config import PretrainConfig, check_least, check_one_of, check_within
+from histomae.errors import NotEnoughDataError
 from histomae.events import Heartbeat, Step
 from histomae.learn.augment import (
     FLIPS,
@@ -87,27 +87,13 @@ class FineTuning:
     precision: str = "f32"
 
     def __post_init__(self) -> None:
-        for name, least, most in (
-            ("epochs", 1, None),
-            ("batch_size", 1, None),
-            ("layer_decay", 0.01, 1),
-            ("drop_path", 0, 0.9),
-            ("mixup", 0, None),
-            ("smoothing", 0, 0.9),
-        ):
-            value = getattr(self, name)
-            if value < least or (most is not None and value > most):
-                upto = "" if most is None else f" to {most:g}"
-                raise ConfigError(
-                    name,
-                    f"{value:g} is out of range. Choose {least:g}{upto} or more."
-                    if most is None
-                    else f"{value:g} is out of range. Choose from {least:g}{upto}.",
-                )
-        if self.flips not in FLIPS:
-            raise ConfigError(
-                "flips", f"{self.flips!r:.40} is unknown. Choose {' or '.join(FLIPS)}."
-            )
+        check_least("epochs", self.epochs, 1)
+        check_least("batch_size", self.batch_size, 1)
+        check_within("layer_decay", self.layer_decay, 0.01, 1)
+        check_within("drop_path", self.drop_path, 0, 0.9)
+        check_least("mixup", self.mixup, 0)
+        check_within("smoothing", self.smoothing, 0, 0.9)
+        check_one_of("flips", self.flips, FLIPS)
 
 
 @dataclass(frozen=True, eq=False)
