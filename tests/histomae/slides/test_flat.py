@@ -5,7 +5,12 @@ import pytest
 from PIL import Image
 
 from histomae.errors import MissingMppError, SlideError
-from histomae.slides.find import find_slides, holds_pictures, is_picture
+from histomae.slides.find import (
+    find_slides,
+    holds_pictures,
+    is_picture,
+    opens_as_picture,
+)
 from histomae.slides.pyramid import pyramid
 from histomae.slides.slide import Slide
 
@@ -125,6 +130,16 @@ def test_a_tiff_without_tiles_is_a_picture(pixels, path, tmp_path, make_slide):
     plain.write_bytes(plain.read_bytes()[:1000])
     with pytest.raises(SlideError, match=r"scan\.tif cannot be read"):
         Slide.open(plain).try_pixels()
+
+
+def test_a_slide_that_is_damaged_does_not_pass_for_a_picture(
+    pixels, make_slide, monkeypatch
+):
+    tiled = make_slide(pixels)
+    monkeypatch.setattr("histomae.slides.find.is_slide", lambda path: False)
+    assert not opens_as_picture(tiled)
+    tiled.write_bytes(tiled.read_bytes()[:4])
+    assert not opens_as_picture(tiled)
 
 
 def test_a_folder_of_pictures_is_taken_for_these(path, tmp_path, make_slide):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import openslide
+from PIL import Image
 
 from histomae.errors import SlideError
 
@@ -20,6 +22,10 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 SHARED_SUFFIXES = (*TIFF_SUFFIXES, ".dcm")
 #: Suffixes of plain pictures alone, which have one level and no micrometres.
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
+#: What Pillow has been seen to raise on damaged files.
+READ_ERRORS = (OSError, SyntaxError, ValueError, IndexError, EOFError)
+#: TIFF's tag of what only tiled pictures have.
+TILE_WIDTH = 322
 #: What the name of a mask of lesions ends in, before its suffix.
 MASK = re.compile(r"_mask(_\d+)?$")
 
@@ -48,17 +54,35 @@ def is_picture(path: str | Path) -> bool:
 
 
 def opens_as_picture(path: Path) -> bool:
-    """Tell whether a file is read as a plain picture: TIFF is, where it is no slide."""
+    """Tell whether a file is read as a plain picture: TIFF is, where it has no tiles.
+
+    One with tiles is a slide, or was one: a damaged slide never passes for a picture.
+    """
     suffix = path.suffix.lower()
     return suffix in PICTURE_SUFFIXES or (
-        suffix in TIFF_SUFFIXES and not is_slide(path)
+        suffix in TIFF_SUFFIXES and not is_slide(path) and _is_without_tiles(path)
     )
 
 
+def _is_without_tiles(path: Path) -> bool:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # whoever reads it will hear of these
+            with Image.open(path, formats=["TIFF"]) as picture:
+                return TILE_WIDTH not in picture.getexif()
+    except (*READ_ERRORS, Image.DecompressionBombError):
+        return False
+
+
 def is_photo(path: str | Path) -> bool:
-    """Tell whether a file opens as a plain picture, and is not named as a mask."""
+    """Tell whether a file is a plain picture, and not named as a mask.
+
+    TIFF may be, where it is no slide.
+    """
     path = Path(path)
-    return not MASK.search(path.stem) and opens_as_picture(path)
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return is_picture(path)
+    return not MASK.search(path.stem) and not is_slide(path)
 
 
 def pictures_in(folder: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import openslide
 from PIL import Image, UnidentifiedImageError
 
 from histomae.errors import SlideError
+from histomae.slides.find import READ_ERRORS
 from histomae.slides.oracle import DEFAULT_TILE_PX, tile_box
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-#: What Pillow has been seen to raise on damaged files.
-READ_ERRORS = (OSError, SyntaxError, ValueError, IndexError, EOFError)
 BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 #: Pillow's modes of whole numbers beyond 8 bits and of fractions begin so; it cuts them
 #: off at 255, so that all is white.
