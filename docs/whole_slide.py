@@ -15,11 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import napari
 import numpy as np
 import tyro
-from napari.settings import get_settings
-from qtpy.QtWidgets import QApplication
+from windows import in_window
 
 from histomae.config import METHOD_DEFAULTS, PretrainConfig, load_recipe
 from histomae.events import Step, result_of
@@ -32,10 +30,12 @@ from histomae.slides.slide import Slide
 from napari_histomae import _whole_slide
 from napari_histomae._layers import open_slide
 from napari_histomae._session import Session
-from napari_histomae.demo import MOMENTS, PLUGIN, WINDOW_PX, Script, Steps, say
+from napari_histomae.demo import PLUGIN, Steps, photograph, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import napari
 
 #: Small tiles, so that a small slide has a thousand, and a small network.
 TILES = {"tile_px": 112, "patch_size": 16, "crops_per_slide": 400}
@@ -124,10 +124,8 @@ def trained(run: RunFolder, config: PretrainConfig) -> Path:
 
 def pictures(how: Walk, pama: Path, features: Path, themes: Sequence[str]) -> int:
     """Open the window, press the dock's buttons, and write what is seen."""
-    viewer = napari.Viewer(title="Whole slide")
-    viewer.window.resize(*WINDOW_PX)
 
-    def steps() -> Steps:
+    def steps(viewer: napari.Viewer) -> Steps:
         open_slide(viewer, Slide.open(how.slides[0]))
         session = Session.of(viewer)
         session.use_slide_model(pama)
@@ -144,21 +142,9 @@ def pictures(how: Walk, pama: Path, features: Path, themes: Sequence[str]) -> in
             dock.choose_map(kind)
             dock.arrows_box.setChecked(kind == _whole_slide.AREAS)
             name = kind.removeprefix("slide ").replace(" ", "-")
-            for theme in themes or (get_settings().appearance.theme,):
-                get_settings().appearance.theme = theme
-                for _ in range(MOMENTS):
-                    yield None
-                shown = f"whole-slide-{name}-{theme}.png" if themes else f"{name}.png"
-                path = str(how.out / shown)
-                viewer.screenshot(path, canvas_only=False, flash=False)
+            yield from photograph(viewer, how.out, f"whole-slide-{name}", themes)
 
-    def ended() -> None:
-        viewer.close()
-        QApplication.instance().quit()
-
-    script = Script(steps(), ended)
-    napari.run()
-    return script.exit_code or 0
+    return in_window("Whole slide", steps)
 
 
 if __name__ == "__main__":

@@ -339,23 +339,30 @@ class Play:
         return outcome["result"]
 
     def _picture(self, name: str) -> Steps:
-        """Write what the window shows, once it has drawn it."""
-        appearance = get_settings().appearance
-        before = appearance.theme
-        for theme in self._themes or (before,):
-            appearance.theme = theme
-            for _ in range(MOMENTS):
-                yield None
-            shown = f"{name}-{theme}.png" if self._themes else f"{name}.png"
-            self._viewer.screenshot(
-                str(self._demo.out / shown), canvas_only=False, flash=False
-            )
-        appearance.theme = before
+        yield from photograph(self._viewer, self._demo.out, name, self._themes)
 
     def _report(self, name: str, lines: list[str]) -> None:
         write_text(self._demo.out / name, "\n".join([*lines, ""]))
         for line in lines:
             say(f"  {line}")
+
+
+def photograph(
+    viewer: napari.Viewer, out: Path, name: str, themes: Sequence[str]
+) -> Steps:
+    """Write what a window shows, once it has drawn it, into a folder.
+
+    NAME-THEME.png for each theme; without any NAME.png, in the one that is set.
+    """
+    appearance = get_settings().appearance
+    before = appearance.theme
+    for theme in themes or (before,):
+        appearance.theme = theme
+        for _ in range(MOMENTS):
+            yield None
+        shown = f"{name}-{theme}.png" if themes else f"{name}.png"
+        viewer.screenshot(str(out / shown), canvas_only=False, flash=False)
+    appearance.theme = before
 
 
 class Told:
