@@ -355,16 +355,12 @@ class TestRegions:
         assert only.roi.area == pytest.approx(50)
 
 
-def test_marks_become_labels_and_points(viewer, slide):
-    _layers.open_slide(viewer, slide)
-    objects = np.zeros((40, 60), np.int32)
-    objects[5:11, 8:16], objects[20:24, 30:34] = 1, 2
-    size, origin = (2.0, 4.0), (100.0, 60.0)
-    centres = np.array([[12.0, 8.0], [32.0, 22.0]]) * size + origin
-    table = MarkTable(
-        centres_l0=centres,
-        labels=np.array([0, 1]),
-        outlines_l0=(shapely.box(0, 0, 5, 4), shapely.box(0, 0, 2, 2)),
+def table_of(slide, centres_l0, labels, outlines_l0):
+    """Return a table of what was found on a slide, of two classes."""
+    return MarkTable(
+        centres_l0=centres_l0,
+        labels=labels,
+        outlines_l0=outlines_l0,
         class_names=("benign", "malignant"),
         class_colors=((0, 90, 180), (230, 60, 0)),
         slide_name=slide.name,
@@ -372,6 +368,16 @@ def test_marks_become_labels_and_points(viewer, slide):
         segmenter_id="0123",
         mpp=slide.mpp,
     )
+
+
+def test_marks_become_labels_and_points(viewer, slide):
+    _layers.open_slide(viewer, slide)
+    objects = np.zeros((40, 60), np.int32)
+    objects[5:11, 8:16], objects[20:24, 30:34] = 1, 2
+    size, origin = (2.0, 4.0), (100.0, 60.0)
+    centres = np.array([[12.0, 8.0], [32.0, 22.0]]) * size + origin
+    outlines = shapely.box(0, 0, 5, 4), shapely.box(0, 0, 2, 2)
+    table = table_of(slide, centres, np.array([0, 1]), outlines)
     marks = SlideMarks(
         table,
         Heatmap(objects.astype(np.uint8), origin, size),
@@ -399,17 +405,7 @@ def test_marks_become_labels_and_points(viewer, slide):
 
 def test_where_nothing_was_found_there_are_empty_layers(viewer, slide):
     _layers.open_slide(viewer, slide)
-    table = MarkTable(
-        centres_l0=np.empty((0, 2)),
-        labels=np.empty(0, np.int64),
-        outlines_l0=(),
-        class_names=("benign", "malignant"),
-        class_colors=((0, 90, 180), (230, 60, 0)),
-        slide_name=slide.name,
-        slide_id=slide.slide_id,
-        segmenter_id="0123",
-        mpp=slide.mpp,
-    )
+    table = table_of(slide, np.empty((0, 2)), np.empty(0, np.int64), ())
     size, origin = (2.0, 4.0), (100.0, 60.0)
     nothing = Heatmap(np.zeros((40, 60), np.int32), origin, size)
     classes = Heatmap(np.zeros((40, 60), np.uint8), origin, size)

@@ -155,12 +155,9 @@ def evaluate(
     DataSetError
         If a picture cannot be read.
     """
-    settings = protocol.settle(settings or Settings())
-    data = protocol.prepare(data)
     check_differ(candidates, protocol.vary)
+    settings, data, schedule = _scheduled(protocol, data, settings)
     tiling = tiling_of(protocol, settings, data, candidates)
-    schedule = protocol.jobs(data, settings)
-    _check_classes(data, schedule)
     asked = _asked(protocol, data, settings, tiling, schedule, candidates)
     exam = _Examination(
         protocol, data, tuple(candidates), out, settings, tiling, schedule, asked
@@ -208,12 +205,20 @@ def check_folder(
     NotEnoughDataError
         If there is too little to split or to teach.
     """
+    settings, data, schedule = _scheduled(protocol, data, settings)
+    tiling = tiling_before(protocol, settings, data)
+    _check_same(out, _asked(protocol, data, settings, tiling, schedule))
+
+
+def _scheduled(
+    protocol: Protocol, data: LabelledSet, settings: Settings | None
+) -> tuple[Settings, LabelledSet, Schedule]:
+    """Settle what is to be taught and tested, and refuse what cannot be."""
     settings = protocol.settle(settings or Settings())
     data = protocol.prepare(data)
     schedule = protocol.jobs(data, settings)
     _check_classes(data, schedule)
-    tiling = tiling_before(protocol, settings, data)
-    _check_same(out, _asked(protocol, data, settings, tiling, schedule))
+    return settings, data, schedule
 
 
 def _check_classes(data: LabelledSet, schedule: Schedule) -> None:

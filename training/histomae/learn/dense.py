@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from histomae.config import PretrainConfig
-from histomae.errors import ConfigError, NotEnoughDataError
+from histomae.config import PretrainConfig, check_one_of
+from histomae.errors import NotEnoughDataError
 from histomae.events import Progress
 from histomae.infer.dense import DenseReader, tile_corners
 from histomae.learn.augment import FLIPS, view_affines, views
@@ -58,10 +58,7 @@ class DenseTraining:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.flips not in FLIPS:
-            raise ConfigError(
-                "flips", f"{self.flips!r:.40} is unknown. Choose {' or '.join(FLIPS)}."
-            )
+        check_one_of("flips", self.flips, FLIPS)
 
 
 def teach_dense(
